@@ -1,0 +1,72 @@
+/* What is no block is reported in one line, then the process aborts: pointers into the stack, into static data, into the middle of
+   a block, to nothing, and a block that was freed already. Blocks of another allocator go on to it. */
+#include "check.h"
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static char static_data[100], *block;
+static int initialised = 7;
+extern void *__libc_malloc(size_t size); /* libc's own, past the preload */
+
+static void stack(void) {
+  char local[64];
+  void *volatile pointer = local;
+  free(pointer);
+}
+static void bss(void) { void *volatile p = static_data; free(p); }
+static void data(void) { void *volatile p = &initialised; free(p); }
+static void code(void) { void *volatile p = (void *)(size_t)&stack; free(p); }
+static void interior(void) { void *volatile p = block + 16; free(p); }
+static void large_interior(void) { void *volatile p = (char *)malloc(40 << 20) + 4096; free(p); }
+static void nothing(void) { void *volatile p = (void *)16; free(p); }
+static void twice(void) { void *volatile p = block; free(p); free(p); }
+static void large_twice(void) { void *volatile p = malloc(40 << 20); free(p); free(p); }
+static void realloc_interior(void) { void *volatile p = block + 16; block = realloc(p, 100); }
+static void realloc_freed(void) { void *volatile p = block; free(p); block = realloc(p, 100); }
+
+static void aborts(const char *name, void (*bad)(void), const char *word) {
+  char text[1024] = "";
+  int pipes[2], status;
+  CHECK(pipe(pipes) == 0);
+  pid_t pid = fork();
+  if (pid == 0) {
+    setrlimit(RLIMIT_CORE, &(struct rlimit){0, 0});
+    dup2(pipes[1], 2);
+    bad();
+    _exit(0);
+  }
+  close(pipes[1]);
+  ssize_t n = read(pipes[0], text, sizeof text - 1);
+  close(pipes[0]);
+  CHECK(waitpid(pid, &status, 0) == pid);
+  bool good = WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT && n > 0 && strncmp(text, "qmem: ", 6) == 0 && strstr(text, word);
+  if (!good) fprintf(stderr, "%s: status %d, said: %s\n", name, status, text);
+  CHECK(good);
+}
+
+int main(void) {
+  block = malloc(100);
+  aborts("stack", stack, "stack");
+  aborts("bss", bss, "own data");
+  aborts("data", data, "own data");
+  aborts("code", code, "own data");
+  aborts("nothing", nothing, "no memory");
+  aborts("interior", interior, "16 bytes after its start");
+  aborts("large interior", large_interior, "4096 bytes after its start");
+  aborts("twice", twice, "freed already");
+  aborts("large twice", large_twice, "free: ");
+  aborts("realloc interior", realloc_interior, "realloc: ");
+  aborts("realloc freed", realloc_freed, "realloc: ");
+  /* libc's own blocks are foreign, and go where they came from */
+  for (int i = 0; i < 1000; i++) free(__libc_malloc((size_t)i * 300));
+  char *foreign = __libc_malloc(100);
+  strcpy(foreign, "theirs");
+  foreign = realloc(foreign, 5000000);
+  CHECK(foreign && strcmp(foreign, "theirs") == 0);
+  free(foreign);
+  free(block);
+  return finish();
+}

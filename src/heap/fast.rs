@@ -1,0 +1,276 @@
+//! The paths that every block takes: `malloc` and `free` for plain blocks, a handful of instructions each, and the long ways
+//! behind them. Called by the face, which passes them on to be inlined into the program's entry points.
+//!
+//! `malloc`: the thread's heap, the bin of the size, its first block, whose mark says that it is free and its bin not empty; the
+//! next block becomes the first. `free`: in my window? which slice? does a block start there? is it marked, so freed already?
+//! Then mark it, put it into the slice's list, and count: at 0 the slice is empty.
+
+use super::block::Block;
+use super::classes::{Class, MAX_RUN, MAX_SMALL, SLICE};
+use super::local::{CHECKS, Heap, SMALL};
+use super::refill;
+use super::span::{self, Kind, PLAIN_TAG, Place};
+use super::thread;
+use super::{large, runs};
+use crate::ds::page_map;
+use core::ptr::{NonNull, null_mut};
+
+/// A block of `size` bytes at a multiple of 16, uninitialised. Null: no memory.
+#[inline(always)]
+pub fn malloc(size: usize) -> *mut u8 {
+    malloc_or(size, malloc_at_length)
+}
+
+/// [`malloc`], but what the bins up to 1 KiB do not have at hand is left to `slow`.
+#[inline(always)]
+pub fn malloc_or(size: usize, slow: impl FnOnce(usize) -> *mut u8) -> *mut u8 {
+    let heap = thread::heap();
+    if size > SMALL {
+        return slow(size);
+    }
+    // SAFETY: the thread's heap is its own, and the index is below BINS; a list holds marked blocks and ends with a heap, whose
+    // first word is no mark.
+    unsafe {
+        let bin = (*heap).bins.get().cast::<*mut Block>().add((size + 15) >> 4);
+        let block = *bin;
+        if (*block).mark != heap as usize {
+            return slow(size);
+        }
+        *bin = (*block).next;
+        (*block).mark = 0;
+        block.cast()
+    }
+}
+
+/// [`malloc`] of more than 1 KiB, or where the bin is empty, the thread has no heap yet, or the block is mapped on its own.
+#[inline(never)]
+pub fn malloc_at_length(size: usize) -> *mut u8 {
+    let block = at_hand(size);
+    if block.is_null() { malloc_slow(size) } else { block }
+}
+
+/// A block of more than 1 KiB that lies ready: in its class's current slice, or a run that was kept. Null: none does.
+#[inline(always)]
+fn at_hand(size: usize) -> *mut u8 {
+    let heap = thread::heap();
+    // SAFETY: the thread's heap is its own; a stand-in has no current slices, and its lists are empty.
+    unsafe {
+        if size.wrapping_sub(SMALL + 1) < MAX_SMALL - SMALL {
+            let slice = (*heap).current(Class::of_size(size)).get() as usize;
+            let head = (*heap).head(slice);
+            if slice != 0 && (**head).mark == heap as usize {
+                let block = *head;
+                *head = (*block).next;
+                (*block).mark = 0;
+                let check = (*heap).check(slice);
+                check.out.set(check.out.get() + 1);
+                return block.cast();
+            }
+        } else if size.wrapping_sub(MAX_SMALL + 1) < MAX_RUN - MAX_SMALL {
+            let count = size.div_ceil(SLICE) as u32;
+            let bin = (*heap).run_bin(count);
+            if (**bin).mark == heap as usize {
+                return runs::take_kept(&*heap, bin, count, size);
+            }
+        }
+    }
+    null_mut()
+}
+
+#[cold]
+#[inline(never)]
+fn malloc_slow(size: usize) -> *mut u8 {
+    if let Some(heap) = thread::own() {
+        // SAFETY: the thread's heap is its own.
+        let (block, _) = unsafe {
+            if size <= MAX_SMALL {
+                take(heap, Class::of_size(size.max(1)), size)
+            } else if size <= MAX_RUN {
+                runs::take(heap, size, PLAIN_TAG, false)
+            } else {
+                (large::reuse(heap, size, 16, PLAIN_TAG).map_or(null_mut(), NonNull::as_ptr), false)
+            }
+        };
+        if !block.is_null() {
+            return block;
+        }
+    }
+    super::obtain(size, 16)
+}
+
+/// The count of the slice around `ptr`, of the calling thread's heap, is 0. Finds the heap again, so that `free` need not keep it.
+#[inline(never)]
+fn counted_down(ptr: *mut u8) {
+    if let Some(heap) = thread::own() {
+        refill::counted_down(heap, heap.slice_of(ptr as usize));
+    }
+}
+
+/// A plain block for the heap's owner. True: it is zero but for 16 bytes.
+///
+/// # Safety
+/// The caller owns the heap; the class is that of `size`.
+pub unsafe fn take(heap: &Heap, class: Class, size: usize) -> (*mut u8, bool) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if size > SMALL {
+            let (block, zero) = refill::take(heap, class, false);
+            return (block.cast(), zero);
+        }
+        let bin = heap.bin(size);
+        let block = heap.pop(bin).unwrap_or_else(|| refill::fill(heap, bin, class));
+        (block.cast(), false)
+    }
+}
+
+/// A described block for the heap's owner, of the class, live with size and tag.
+///
+/// # Safety
+/// The caller owns the heap.
+pub unsafe fn take_described(heap: &'static Heap, class: Class, size: usize, tag: u8) -> (*mut u8, bool) {
+    // SAFETY: the caller's promise.
+    let (block, zero) = unsafe { refill::take(heap, class, true) };
+    if !block.is_null()
+        && let Some(place) = span::locate(heap, block as usize)
+    {
+        place.give(size, tag);
+    }
+    (block.cast(), zero)
+}
+
+/// Does a block start at `ptr`, in a slice of the heap that is open to `free`?
+///
+/// # Safety
+/// The slice is below the heap's limit.
+#[inline(always)]
+unsafe fn starts_block(heap: *const Heap, slice: usize, ptr: *mut u8) -> bool {
+    let offset = u32::from(ptr as usize as u16);
+    // The compiler keeps an atomic in a register for its two uses, which takes an instruction and a register more.
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: reads one number of the slice's entry, twice; whoever closes the slice meanwhile comes too late either way.
+    unsafe {
+        core::arch::asm!(
+            "imul {offset:e}, dword ptr [{heap} + {slice}*8 + {checks}]",
+            "cmp {offset:e}, dword ptr [{heap} + {slice}*8 + {checks}]",
+            "jae {no}",
+            offset = inout(reg) offset => _,
+            heap = in(reg) heap,
+            slice = in(reg) slice,
+            checks = const CHECKS,
+            no = label { return false },
+            options(nostack, readonly),
+        );
+        true
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    // SAFETY: the caller's promise.
+    unsafe {
+        let magic = (*heap).check(slice).magic.load(core::sync::atomic::Ordering::Relaxed);
+        offset.wrapping_mul(magic) < magic
+    }
+}
+
+/// Frees the block that starts at `ptr` if it is a plain one of the calling thread's; anything else is left to `slow`: what is
+/// nobody's, freed already or no block's start, other threads' blocks, larger and described ones, and the first that comes back
+/// to a slice without free blocks.
+///
+/// # Safety
+/// If it is a live block, nobody uses it any more.
+#[inline(always)]
+pub unsafe fn free_or(ptr: *mut u8, slow: impl FnOnce(*mut u8)) {
+    let heap = thread::heap();
+    let offset = (ptr as usize).wrapping_sub(heap as usize);
+    // SAFETY: the thread's heap is its own; slices below the limit have entries; a block that starts in a slice open to `free` is
+    // the heap's, and the caller gives it up.
+    unsafe {
+        if offset < (*heap).limit.get() {
+            let slice = offset / SLICE;
+            let check = (*heap).check(slice);
+            if starts_block(heap, slice, ptr) {
+                let block = ptr.cast::<Block>();
+                if (*block).mark != heap as usize {
+                    let head = (*heap).head(slice);
+                    *block = Block { mark: heap as usize, next: *head };
+                    *head = block;
+                    let out = check.out.get().wrapping_sub(1);
+                    check.out.set(out);
+                    if out == 0 {
+                        counted_down(ptr);
+                    }
+                    return;
+                }
+            }
+        }
+    }
+    slow(ptr);
+}
+
+/// Frees a run of the calling thread's heap that nobody watches; false, and nothing happens, if `ptr` is none.
+///
+/// # Safety
+/// As for [`free_or`].
+#[inline]
+pub unsafe fn free_run(ptr: *mut u8) -> bool {
+    let Some(heap) = thread::own() else { return false };
+    let offset = (ptr as usize).wrapping_sub(heap.mark());
+    if offset >= heap.limit.get() || offset % SLICE != 0 {
+        return false;
+    }
+    let slice = (offset / SLICE) as u32;
+    // SAFETY: the slice is below the limit; the caller gives the block up.
+    unsafe {
+        let live = heap.span(slice).end_run();
+        if live {
+            runs::put(heap, slice);
+        }
+        live
+    }
+}
+
+/// Frees a plain block of another thread's heap that nobody watches; false, and nothing happens, if `ptr` is no such block's start
+/// or it is freed already.
+///
+/// # Safety
+/// As for [`free_or`].
+#[inline]
+pub unsafe fn free_others(ptr: *mut u8) -> bool {
+    let Some(own) = thread::own() else { return false };
+    let Some(heap) = page_map::get(ptr as usize).and_then(span::heap_of) else { return false };
+    let slice = heap.slice_of(ptr as usize) as usize;
+    // SAFETY: the page map says that the slice is of a mapped unit; a block that starts in a slice open to `free` is a plain one,
+    // and the caller gives it up.
+    unsafe {
+        if core::ptr::eq(own, heap) || !starts_block(heap, slice, ptr) || (*ptr.cast::<Block>()).mark == heap.mark() {
+            return false;
+        }
+        (*own.outbox.get()).add(heap, ptr.cast(), &mut thread::relieve);
+    }
+    true
+}
+
+/// Frees the block at `place`, on any thread; calls `last` when it is no longer live but cannot be given again yet. False, and
+/// nothing happens, if it is not live.
+///
+/// # Safety
+/// As for [`free`].
+pub unsafe fn free_at(place: &Place, last: impl FnOnce()) -> bool {
+    let heap = thread::heap();
+    let own = core::ptr::eq(place.heap, heap);
+    if !place.claim() {
+        return false;
+    }
+    last();
+    let block = place.start as *mut Block;
+    // SAFETY: we won the claim; the thread's heap is its own; the block is not in any list.
+    unsafe {
+        if !own {
+            thread::send(place.heap, block);
+        } else if place.kind == Kind::Run {
+            runs::put(place.heap, place.slice);
+        } else {
+            (*block).mark = place.heap.mark();
+            refill::put_list(place.heap, place.slice, block, block, 1);
+        }
+    }
+    true
+}

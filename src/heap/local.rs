@@ -1,0 +1,259 @@
+//! One heap: what a thread owns, in a window of address space of its own. The window starts with this record and with arrays that
+//! have an entry per slice; its slices follow, in units of 2 MiB that are mapped as they are needed. So "is it mine, and which
+//! slice" is one subtraction, one comparison and one shift. Called by the rest of the heap; knows the places, not what is done.
+
+use super::atomics::AtomicUsize;
+use super::block::Block;
+use super::classes::{COUNT, Class, RUNS, SLICE};
+use super::outbox::Outbox;
+use super::remote::Inbox;
+use super::slices::Slices;
+use super::span::Span;
+use crate::config;
+use crate::ds::Zeroed;
+use crate::os::vm;
+use core::cell::{Cell, UnsafeCell};
+use core::ptr::null;
+use core::sync::atomic::AtomicU32;
+
+/// Slices of a window: 16 GiB.
+pub const SLICES: usize = 1 << 18;
+/// Slices whose entries are mapped at first: 512 MiB. Windows of heaps after [`config::HEAP_WIDE`] end there.
+pub const SLICES_AT_FIRST: usize = 1 << 13;
+/// Bytes of a window.
+pub const WINDOW: usize = SLICES * SLICE;
+/// Bytes of the windows that end early.
+pub const NARROW: usize = SLICES_AT_FIRST * SLICE;
+/// Offsets of the arrays: list heads, checks, spans, units.
+pub const HEADS: usize = SLICE;
+/// See [`HEADS`].
+pub const CHECKS: usize = HEADS + SLICES * size_of::<*mut Block>();
+/// See [`HEADS`].
+pub const SPANS: usize = CHECKS + SLICES * size_of::<Check>();
+/// See [`HEADS`].
+pub const UNITS: usize = SPANS + SLICES * size_of::<Span>();
+/// Slices of a unit.
+pub const UNIT_SLICES: usize = vm::HUGE / SLICE;
+/// The first unit that has blocks: those before it are the record and the arrays.
+pub const FIRST_UNIT: usize = (UNITS + WINDOW / vm::HUGE * size_of::<super::slices::Unit>()).div_ceil(vm::HUGE);
+
+/// Requests up to this size have a bin per 16 bytes.
+pub const SMALL: usize = 1024;
+/// Bins: one per 16 bytes up to [`SMALL`].
+pub const BINS: usize = SMALL / 16 + 1;
+
+/// What `free` asks of a slice.
+#[repr(C)]
+pub struct Check {
+    /// The class's magic where a free block only has to be put into the slice's list; 0 sends it the long way.
+    pub magic: AtomicU32,
+    /// Blocks that were ever given and are not in the slice's list; while the slice has too few to give, how many must come back
+    /// before it is looked at again. At 0 the long way looks which of both it was.
+    pub out: Cell<u32>,
+}
+
+/// The slices of one class, by number; 0 = none.
+pub struct List {
+    /// Where blocks come from now.
+    pub current: Cell<u32>,
+    /// Others with free blocks, longest waiting first.
+    pub first: Cell<u32>,
+    /// The last of them.
+    pub last: Cell<u32>,
+}
+
+/// A mapping of a large block kept for the next one: its record plus one, or 0, and whether it is idle since the last look.
+pub type Kept = (u32, bool);
+
+/// A thread's heap. All zero is valid but for `bins` and `runs`, whose lists end with the heap itself.
+#[repr(C)]
+pub struct Heap {
+    /// Always 0, which is no mark: lists end here.
+    zero: usize,
+    /// Blocks lie below this offset from the heap's address.
+    pub limit: Cell<usize>,
+    /// Free blocks to be given next, by size.
+    pub bins: UnsafeCell<[*mut Block; BINS]>,
+    /// Runs kept for reuse, by their number of slices less one.
+    pub runs: UnsafeCell<[*mut Block; RUNS]>,
+    /// Bytes in `runs`.
+    pub kept_runs: Cell<usize>,
+    /// Large blocks kept for reuse.
+    pub kept_large: UnsafeCell<[Kept; config::HEAP_KEPT_LARGE]>,
+    /// Slices by class, plain and described.
+    lists: [[List; COUNT]; 2],
+    /// Free address space.
+    pub slices: Slices,
+    /// Visits until the clock is looked at.
+    pub until_look: Cell<u32>,
+    /// Bytes charged ahead for the next slices.
+    pub prepaid: Cell<usize>,
+    /// When idle memory was last looked for, in milliseconds.
+    pub looked: Cell<u64>,
+    /// Which heap it is, from 0.
+    pub number: Cell<u32>,
+    /// The next idle heap, under the depot's lock.
+    pub next_idle: Cell<*const Heap>,
+    /// What this thread frees of others' blocks.
+    pub outbox: UnsafeCell<Outbox>,
+    /// What others free of this heap's blocks.
+    pub inbox: Remote,
+}
+
+/// Apart from the owner's own lines.
+#[repr(align(128))]
+pub struct Remote(pub Inbox);
+
+const _: () = assert!(size_of::<Heap>() <= SLICE);
+
+// SAFETY: the owning thread alone touches the cells (or the depot's lock holder while there is none); the inbox is atomic.
+unsafe impl Sync for Heap {}
+// SAFETY: zero is a valid value of every field.
+unsafe impl Zeroed for Heap {}
+
+impl Heap {
+    /// A heap without memory, whose every request takes the long way. `own` is its address.
+    pub const fn without_memory(own: *const Heap) -> Self {
+        let end = own.cast::<Block>().cast_mut();
+        Self {
+            zero: 0,
+            limit: Cell::new(0),
+            bins: UnsafeCell::new([end; BINS]),
+            runs: UnsafeCell::new([end; RUNS]),
+            kept_runs: Cell::new(0),
+            kept_large: UnsafeCell::new([(0, false); config::HEAP_KEPT_LARGE]),
+            lists: [const { [const { List { current: Cell::new(0), first: Cell::new(0), last: Cell::new(0) } }; COUNT] }; 2],
+            slices: Slices::none(),
+            until_look: Cell::new(0),
+            prepaid: Cell::new(0),
+            looked: Cell::new(0),
+            number: Cell::new(0),
+            next_idle: Cell::new(null()),
+            outbox: UnsafeCell::new(Outbox::new()),
+            inbox: Remote(Inbox::new(AtomicUsize::new(0))),
+        }
+    }
+
+    /// The address of the heap, which is also its mark.
+    #[inline(always)]
+    pub fn mark(&self) -> usize {
+        self as *const Self as usize
+    }
+
+    /// What ends its lists.
+    #[inline(always)]
+    pub fn end(&self) -> *mut Block {
+        self.mark() as *mut Block
+    }
+
+    /// The number of the slice around an address in the window.
+    #[inline(always)]
+    pub fn slice_of(&self, address: usize) -> u32 {
+        (address.wrapping_sub(self.mark()) / SLICE) as u32
+    }
+
+    /// The first byte of a slice.
+    #[inline(always)]
+    pub fn start_of(&self, slice: u32) -> usize {
+        self.mark() + slice as usize * SLICE
+    }
+
+    /// Where the list of a slice's free blocks starts.
+    ///
+    /// # Safety
+    /// The slice is below `limit`.
+    #[inline(always)]
+    pub unsafe fn head(&self, slice: usize) -> *mut *mut Block {
+        (self.mark() + HEADS + slice * size_of::<*mut Block>()) as *mut *mut Block
+    }
+
+    /// What `free` asks.
+    ///
+    /// # Safety
+    /// The slice is below `limit`.
+    #[inline(always)]
+    pub unsafe fn check(&self, slice: usize) -> &'static Check {
+        // SAFETY: entries of slices below the limit are mapped for ever, and zero is valid.
+        unsafe { &*((self.mark() + CHECKS + slice * size_of::<Check>()) as *const Check) }
+    }
+
+    /// What is known of a slice.
+    ///
+    /// # Safety
+    /// The slice is in a unit that was mapped, or among the record's own.
+    #[inline(always)]
+    pub unsafe fn span(&self, slice: u32) -> &'static Span {
+        // SAFETY: entries of mapped units are mapped for ever, and zero is valid.
+        unsafe { &*((self.mark() + SPANS + slice as usize * size_of::<Span>()) as *const Span) }
+    }
+
+    /// The slices of a class.
+    #[inline]
+    pub fn list(&self, class: Class, described: bool) -> &List {
+        let [plain, others] = &self.lists;
+        let lists = if described { others } else { plain };
+        match lists.get(class.number() as usize) {
+            Some(list) => list,
+            None => super::corrupt::report("a size class is none,", class.number() as usize),
+        }
+    }
+
+    /// The bin of requests of `size` bytes, at most [`SMALL`], all of one class.
+    #[inline(always)]
+    pub fn bin(&self, size: usize) -> *mut *mut Block {
+        debug_assert!(size <= SMALL);
+        // SAFETY: the index is below BINS.
+        unsafe { self.bins.get().cast::<*mut Block>().add((size + 15) >> 4) }
+    }
+
+    /// Number of the slice that plain blocks of a class come from now; 0 = none.
+    #[inline(always)]
+    pub fn current(&self, class: Class) -> &Cell<u32> {
+        // SAFETY: a class's number is below COUNT.
+        unsafe { &(*self.lists.as_ptr().cast::<List>().add(class.number() as usize)).current }
+    }
+
+    /// The bin of runs of `slices`, 1 to [`RUNS`].
+    #[inline(always)]
+    pub fn run_bin(&self, slices: u32) -> *mut *mut Block {
+        // SAFETY: the index is below RUNS.
+        unsafe { self.runs.get().cast::<*mut Block>().add((slices as usize - 1).min(RUNS - 1)) }
+    }
+
+    /// Takes the first block of a list, if there is one; clears its mark.
+    ///
+    /// # Safety
+    /// `list` is a list of this heap, which the caller owns.
+    #[inline]
+    pub unsafe fn pop(&self, list: *mut *mut Block) -> Option<*mut Block> {
+        // SAFETY: the list holds marked blocks and ends with the heap, whose first word is no mark.
+        unsafe {
+            let block = *list;
+            if (*block).mark != self.mark() {
+                if block != self.end() {
+                    super::corrupt::report("a freed block was written to,", block as usize);
+                }
+                return None;
+            }
+            *list = (*block).next;
+            (*block).mark = 0;
+            Some(block)
+        }
+    }
+
+    /// Puts a block in front of a list.
+    ///
+    /// # Safety
+    /// As for [`pop`](Self::pop); the block is the heap's and nobody uses it.
+    #[inline]
+    pub unsafe fn push(&self, list: *mut *mut Block, block: *mut Block) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            *block = Block { mark: self.mark(), next: *list };
+            *list = block;
+        }
+    }
+}
+
+/// Thread heaps whose threads run.
+pub static RUNNING: AtomicU32 = AtomicU32::new(0);

@@ -1,0 +1,384 @@
+//! What stands behind the bins: which slices there are of each class, where new blocks come from when a bin is empty, and where
+//! blocks go that cannot simply be put into their slice's list. Called by the heap's owner alone.
+
+use super::block::{Block, Messages};
+use super::classes::{COUNT, Class};
+use super::local::{Check, Heap, List, SMALL};
+use super::remote::{END, Links};
+use super::slices::For;
+use super::span::{Kind, Span, Stand};
+use super::{corrupt, large, runs};
+use crate::config;
+use crate::os::clock;
+use core::sync::atomic::Ordering::{Relaxed, SeqCst};
+use core::sync::atomic::fence;
+
+/// Bytes of a slice that are cut into blocks at a time: as little as possible is touched before it is needed.
+const CARVE: u32 = 4096;
+/// Blocks that a bin gets at least, if they can be had, so that filling it is not the rule: by bytes, between these bounds.
+const GOOD_BYTES: u32 = 8192;
+/// See [`GOOD_BYTES`].
+const GOOD: core::ops::RangeInclusive<u32> = 24..=128;
+/// A slice that was exhausted comes back with this share of its blocks, one at least.
+const WAKE_SHARE: u32 = 8;
+/// Blocks with which a bin is content if its slice has no more.
+const ENOUGH: u32 = 8;
+/// Visits between two looks at the clock.
+const LOOK_EVERY: u32 = 7;
+
+/// Fills the empty bin of plain blocks and takes a block of it. Null: no memory.
+///
+/// # Safety
+/// The caller owns the heap; `bin` is one of its bins, for this class, and empty.
+#[inline(never)]
+pub unsafe fn fill(heap: &Heap, bin: *mut *mut Block, class: Class) -> *mut Block {
+    visit(heap);
+    let list = heap.list(class, false);
+    let good = (GOOD_BYTES / class.shape().size).clamp(*GOOD.start(), *GOOD.end());
+    let mut have = 0;
+    loop {
+        let slice = match list.current.get() {
+            0 => next(heap, class, false),
+            slice => slice,
+        };
+        if slice == 0 {
+            break;
+        }
+        // SAFETY: the caller owns the heap, and the slice is a span of this class.
+        unsafe {
+            let (check, span, head) = (heap.check(slice as usize), heap.span(slice), heap.head(slice as usize));
+            if span.carved.load(Relaxed) - check.out.get() < good {
+                carve(heap, slice, class, false);
+            }
+            let carved = span.carved.load(Relaxed);
+            let got = carved - check.out.get();
+            if got > 0 {
+                // What the bin has is few: its last block is soon found.
+                *last_link(heap, bin, have) = core::mem::replace(&mut *head, heap.end());
+                check.out.set(carved);
+            }
+            have += got;
+        }
+        if have >= ENOUGH {
+            break;
+        }
+        exhausted(heap, list, slice);
+    }
+    // SAFETY: as above.
+    unsafe { heap.pop(bin) }.unwrap_or(core::ptr::null_mut())
+}
+
+/// Where the link behind the `count` blocks of a bin is.
+///
+/// # Safety
+/// The caller owns the heap; the bin has so many blocks.
+unsafe fn last_link(heap: &Heap, bin: *mut *mut Block, count: u32) -> *mut *mut Block {
+    let mut link = bin;
+    for _ in 0..count {
+        // SAFETY: the caller's promise; each block of a list is marked.
+        unsafe {
+            if (**link).mark != heap.mark() {
+                corrupt::report("a freed block was written to,", *link as usize);
+            }
+            link = &raw mut (**link).next;
+        }
+    }
+    link
+}
+
+/// The class's current slice has nothing left to give: it comes back when enough blocks have, so that a visit is worth it. Its
+/// count stands so that `free` notices.
+fn exhausted(heap: &Heap, list: &List, slice: u32) {
+    // SAFETY: a slice of the heap, which the caller owns.
+    let (check, span) = unsafe { (heap.check(slice as usize), heap.span(slice)) };
+    let wake = (span.carved.load(Relaxed) / WAKE_SHARE).clamp(1, *GOOD.start());
+    span.stand.set(Stand::Full);
+    span.wake.set(wake);
+    check.out.set(wake);
+    list.current.set(0);
+}
+
+/// Takes one block from the class's current slice. Null: no memory. True: it is zero but for 16 bytes.
+///
+/// # Safety
+/// The caller owns the heap.
+pub unsafe fn take(heap: &Heap, class: Class, described: bool) -> (*mut Block, bool) {
+    let list = heap.list(class, described);
+    let mut fresh = false;
+    loop {
+        let slice = list.current.get();
+        if slice != 0 {
+            // SAFETY: the caller owns the heap, and the slice is a span of this class.
+            unsafe {
+                if let Some(block) = heap.pop(heap.head(slice as usize)) {
+                    let check = heap.check(slice as usize);
+                    check.out.set(check.out.get() + 1);
+                    return (block, fresh);
+                }
+                fresh = carve(heap, slice, class, described) && heap.span(slice).fresh.get();
+                if heap.span(slice).carved.load(Relaxed) != heap.check(slice as usize).out.get() {
+                    continue;
+                }
+            }
+            exhausted(heap, list, slice);
+        }
+        visit(heap);
+        if next(heap, class, described) == 0 {
+            return (core::ptr::null_mut(), false);
+        }
+    }
+}
+
+/// What is done now and then, wherever the heap is not in a hurry: others' frees are taken in, and idle memory is looked for.
+#[inline]
+pub fn visit(heap: &Heap) {
+    collect(heap, heap.inbox.0.take());
+    look_around(heap);
+}
+
+/// Cuts the next blocks of a slice that were never given and puts them into its list; false if there are none.
+///
+/// # Safety
+/// The caller owns the heap; the slice is a span of this class.
+unsafe fn carve(heap: &Heap, slice: u32, class: Class, described: bool) -> bool {
+    // SAFETY: the caller's promise.
+    let (span, head) = unsafe { (heap.span(slice), heap.head(slice as usize)) };
+    let (shape, carved) = (class.shape(), span.carved.load(Relaxed));
+    let all = if described { shape.described } else { shape.blocks };
+    let at_once = if shape.size as usize <= SMALL { (CARVE / shape.size).max(*GOOD.start()) } else { 1 };
+    let count = (all - carved).min(at_once);
+    if count == 0 {
+        return false;
+    }
+    let (size, first) = (shape.size as usize, heap.start_of(slice) + carved as usize * shape.size as usize);
+    for index in 0..count as usize {
+        let block = first + index * size;
+        // SAFETY: the blocks are inside the slice and were never given.
+        unsafe {
+            let next = if index + 1 == count as usize { *head } else { (block + size) as *mut Block };
+            *(block as *mut Block) = Block { mark: heap.mark(), next };
+        }
+    }
+    span.carved.store(carved + count, Relaxed);
+    // SAFETY: as above.
+    unsafe { *head = first as *mut Block };
+    true
+}
+
+/// Makes another slice the class's current one: a waiting one, or a new one. 0: no memory.
+fn next(heap: &Heap, class: Class, described: bool) -> u32 {
+    let list = heap.list(class, described);
+    let mut slice = list.first.get();
+    if slice != 0 {
+        unlink(heap, slice, class, described);
+    } else {
+        let Some(taken) = heap.take_slices(1, For::Blocks) else { return 0 };
+        slice = taken.slice;
+        // SAFETY: the slice was just taken; the caller owns the heap.
+        unsafe {
+            heap.span(slice).carve(heap.start_of(slice), class, described, taken.zero);
+            *heap.head(slice as usize) = heap.end();
+            heap.check(slice as usize).out.set(0);
+        }
+        open_to_free(heap, slice, class, described);
+    }
+    // SAFETY: a slice of the heap.
+    unsafe { heap.span(slice) }.stand.set(Stand::Current);
+    list.current.set(slice);
+    slice
+}
+
+/// `free` may put plain blocks into the slice's list from now on.
+fn open_to_free(heap: &Heap, slice: u32, class: Class, described: bool) {
+    if !described {
+        // SAFETY: a slice of the heap, which the caller owns.
+        let (check, span) = unsafe { (heap.check(slice as usize), heap.span(slice)) };
+        check.magic.store(class.shape().magic, Relaxed);
+        fence(SeqCst); // either this sees the watch or the watch closes what was opened
+        if span.watched.load(Relaxed) {
+            check.magic.store(0, Relaxed);
+        }
+    }
+}
+
+/// Appends a slice to those that wait.
+fn link(heap: &Heap, slice: u32, class: Class, described: bool) {
+    let list = heap.list(class, described);
+    // SAFETY: slices of the heap, which the caller owns.
+    let (span, last) = unsafe { (heap.span(slice), heap.span(list.last.get())) };
+    span.stand.set(Stand::Waiting);
+    span.prev.set(list.last.get());
+    span.next.set(0);
+    if list.last.get() == 0 { &list.first } else { &last.next }.set(slice);
+    list.last.set(slice);
+}
+
+/// Takes a slice out of those that wait.
+fn unlink(heap: &Heap, slice: u32, class: Class, described: bool) {
+    let list = heap.list(class, described);
+    // SAFETY: slices of the heap, which the caller owns; number 0 has a record too.
+    let (span, next, prev) = unsafe {
+        let span = heap.span(slice);
+        (span, heap.span(span.next.get()), heap.span(span.prev.get()))
+    };
+    if span.prev.get() == 0 { &list.first } else { &prev.next }.set(span.next.get());
+    if span.next.get() == 0 { &list.last } else { &next.prev }.set(span.prev.get());
+}
+
+/// Puts the blocks from `first` to `last`, `count` of them, into their slice's list.
+///
+/// # Safety
+/// The caller owns the heap; the blocks are of this slice, a span of blocks, freed and marked.
+pub unsafe fn put_list(heap: &Heap, slice: u32, first: *mut Block, last: *mut Block, count: u32) {
+    // SAFETY: the caller's promise.
+    let (check, span, head) = unsafe { (heap.check(slice as usize), heap.span(slice), heap.head(slice as usize)) };
+    // SAFETY: as above.
+    unsafe {
+        (*last).next = *head;
+        *head = first;
+    }
+    if span.stand.get() == Stand::Full && check.out.get() > count {
+        check.out.set(check.out.get() - count);
+        return;
+    }
+    awaken(heap, slice, check, span);
+    let Some(left) = check.out.get().checked_sub(count) else {
+        corrupt::report("more blocks came back to a slice than it had given, last one", last as usize);
+    };
+    check.out.set(left);
+    if left == 0 {
+        emptied(heap, slice);
+    }
+}
+
+/// A slice that had too few blocks to give has enough again: it waits to be the current one, and its count is what it should be.
+fn awaken(heap: &Heap, slice: u32, check: &Check, span: &Span) {
+    if span.stand.get() == Stand::Full
+        && let Some((kind, class)) = span.what()
+    {
+        let back = span.wake.get().saturating_sub(check.out.get());
+        check.out.set(span.carved.load(Relaxed).saturating_sub(back));
+        link(heap, slice, class, kind == Kind::Described);
+    }
+}
+
+/// `free` has counted to 0: enough blocks came back to a slice that had too few, or the last one did.
+pub fn counted_down(heap: &Heap, slice: u32) {
+    // SAFETY: a slice of the heap, which the caller owns.
+    let (check, span) = unsafe { (heap.check(slice as usize), heap.span(slice)) };
+    awaken(heap, slice, check, span);
+    if check.out.get() == 0 {
+        emptied(heap, slice);
+    }
+}
+
+/// Nobody has a block of this slice: it goes back unless it is its class's current one.
+fn emptied(heap: &Heap, slice: u32) {
+    // SAFETY: a slice of the heap, which the caller owns.
+    let span = unsafe { heap.span(slice) };
+    if let (Stand::Waiting, Some((kind, class))) = (span.stand.get(), span.what()) {
+        unlink(heap, slice, class, kind == Kind::Described);
+        give_up(heap, slice);
+        look_around(heap);
+    }
+}
+
+/// Takes a slice without blocks in use out of the spans.
+fn give_up(heap: &Heap, slice: u32) {
+    // SAFETY: a slice of the heap, which the caller owns.
+    unsafe {
+        heap.check(slice as usize).magic.store(0, Relaxed);
+        heap.span(slice).dissolve();
+    }
+    heap.release_slices(slice, 1);
+}
+
+/// Takes in a list of messages.
+pub fn collect(heap: &Heap, mut message: usize) {
+    while message != END {
+        let last = message as *mut Block;
+        let offset = message.wrapping_sub(heap.mark());
+        // SAFETY: only blocks of this heap are sent to it; one that lost its mark was written to after it was freed.
+        if offset >= heap.limit.get() || unsafe { (*last).mark } != heap.mark() {
+            corrupt::report("a freed block was written to,", message);
+        }
+        message = Messages.next(message);
+        // SAFETY: the message is whole, as its mark shows, and we took it out of the inbox.
+        unsafe {
+            let (first, count) = Messages::open(last);
+            let slice = heap.slice_of(last as usize);
+            match heap.span(slice).what() {
+                Some((Kind::Run, _)) => runs::put(heap, slice),
+                Some(_) => put_list(heap, slice, first, last, count),
+                None => corrupt::report("a freed block is in no span,", last as usize),
+            }
+        }
+    }
+}
+
+/// Puts the blocks of a bin back into their slices' lists.
+///
+/// # Safety
+/// The caller owns the heap; `bin` is one of its bins of blocks.
+unsafe fn empty_bin(heap: &Heap, bin: *mut *mut Block) {
+    // SAFETY: the caller's promise.
+    while let Some(block) = unsafe { heap.pop(bin) } {
+        // SAFETY: a free block of the heap that is in no list now.
+        unsafe {
+            (*block).mark = heap.mark();
+            put_list(heap, heap.slice_of(block as usize), block, block, 1);
+        }
+    }
+}
+
+/// Gives up everything that is kept for reuse: bins, empty slices, runs, large blocks, dirty pages.
+pub fn trim(heap: &Heap) {
+    for index in 0..super::local::BINS {
+        // SAFETY: the caller owns the heap; the index is below BINS.
+        unsafe { empty_bin(heap, heap.bins.get().cast::<*mut Block>().add(index)) };
+    }
+    for class in (0..COUNT as u8).filter_map(Class::from_number) {
+        for described in [false, true] {
+            let list = heap.list(class, described);
+            let slice = list.current.get();
+            // SAFETY: as above.
+            if slice != 0 && unsafe { heap.check(slice as usize) }.out.get() == 0 {
+                list.current.set(0);
+                give_up(heap, slice);
+            }
+        }
+    }
+    runs::drop_kept(heap);
+    large::drop_kept(heap, true);
+    heap.drop_dirty(0, true);
+    heap.forget_learned();
+}
+
+/// A thread leaves the heap: what it keeps beyond a little goes, so that idle heaps hold next to nothing.
+pub fn settle(heap: &Heap) {
+    runs::drop_kept(heap);
+    large::drop_kept(heap, true);
+    heap.drop_dirty(config::HEAP_IDLE_SLICES, false);
+}
+
+/// From time to time: gives back to the kernel what was not needed for a while.
+#[inline]
+pub fn look_around(heap: &Heap) {
+    let left = heap.until_look.get();
+    heap.until_look.set(left.wrapping_sub(1));
+    if left == 0 {
+        look(heap);
+    }
+}
+
+#[cold]
+fn look(heap: &Heap) {
+    heap.until_look.set(LOOK_EVERY);
+    let now = clock::coarse_milliseconds();
+    if now.wrapping_sub(heap.looked.get()) >= config::HEAP_IDLE.get() as u64 {
+        heap.looked.set(now);
+        runs::drop_kept(heap);
+        large::drop_kept(heap, false);
+        heap.drop_idle();
+    }
+}

@@ -1,0 +1,135 @@
+//! Blocks above 32 KiB up to 1 MiB: each is a run of slices of one unit. A few that were freed are kept for the next one; a run
+//! grows in place where the slices after it are free. Called by the heap's owner alone.
+
+use super::block::Block;
+use super::classes::{RUNS, SLICE};
+use super::local::Heap;
+use super::refill;
+use super::slices::For;
+use super::span::PLAIN_TAG;
+use crate::config;
+use core::sync::atomic::Ordering::Relaxed;
+
+/// A run for `size` bytes, up to `MAX_RUN`, live with this tag. Null: no memory. With `room`, where it can grow. True: it is zero.
+///
+/// # Safety
+/// The caller owns the heap.
+pub unsafe fn take(heap: &Heap, size: usize, tag: u8, room: bool) -> (*mut u8, bool) {
+    let count = size.div_ceil(SLICE).clamp(1, RUNS) as u32;
+    // SAFETY: the caller's promise.
+    unsafe {
+        let bin = heap.run_bin(count);
+        if !room && (**bin).mark == heap.mark() {
+            return (take_marked(heap, bin, count, size, tag), false);
+        }
+    }
+    refill::visit(heap);
+    let Some(taken) = heap.take_slices(count, if room { For::GrowingRun } else { For::Run }) else {
+        return (core::ptr::null_mut(), false);
+    };
+    join(heap, taken.slice, 1, count);
+    // SAFETY: a slice that was just taken.
+    let span = unsafe { heap.span(taken.slice) };
+    span.begin_run(count);
+    span.give_run(size, tag);
+    (heap.start_of(taken.slice) as *mut u8, taken.zero)
+}
+
+/// Takes a plain run of `count` slices from its bin, which has one.
+///
+/// # Safety
+/// The caller owns the heap; the bin is the one for runs of `count` slices, and its first block is marked.
+#[inline(always)]
+pub unsafe fn take_kept(heap: &Heap, bin: *mut *mut Block, count: u32, size: usize) -> *mut u8 {
+    // SAFETY: the caller's promise.
+    unsafe { take_marked(heap, bin, count, size, PLAIN_TAG) }
+}
+
+/// # Safety
+/// As for [`take_kept`].
+#[inline(always)]
+unsafe fn take_marked(heap: &Heap, bin: *mut *mut Block, count: u32, size: usize, tag: u8) -> *mut u8 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let block = *bin;
+        *bin = (*block).next;
+        (*block).mark = 0;
+        heap.kept_runs.set(heap.kept_runs.get().wrapping_sub(count as usize * SLICE));
+        heap.span(heap.slice_of(block as usize)).give_run(size, tag);
+        block.cast()
+    }
+}
+
+/// Makes the slices `from` to `to` of a run part of it.
+fn join(heap: &Heap, slice: u32, from: u32, to: u32) {
+    for back in from..to {
+        // SAFETY: slices that the caller has taken.
+        unsafe { heap.span(slice + back) }.join_run(back);
+    }
+}
+
+fn part(heap: &Heap, slice: u32, from: u32, to: u32) {
+    for back in from..to {
+        // SAFETY: slices of a run that the caller owns.
+        unsafe { heap.span(slice + back) }.dissolve();
+    }
+}
+
+/// Takes back a run whose user gave it up.
+///
+/// # Safety
+/// The caller owns the heap; the slice is the first of a run whose block is freed and that nobody uses.
+pub unsafe fn put(heap: &Heap, slice: u32) {
+    // SAFETY: the caller's promise.
+    let count = unsafe { heap.span(slice) }.slices.load(Relaxed);
+    let kept = heap.kept_runs.get() + count as usize * SLICE;
+    if kept <= config::HEAP_KEPT_RUNS {
+        heap.kept_runs.set(kept);
+        // SAFETY: as above.
+        unsafe { heap.push(heap.run_bin(count), heap.start_of(slice) as *mut Block) };
+    } else {
+        give_up(heap, slice, count);
+        refill::look_around(heap);
+    }
+}
+
+fn give_up(heap: &Heap, slice: u32, count: u32) {
+    part(heap, slice, 0, count);
+    heap.release_slices(slice, count);
+}
+
+/// Gives up the runs that are kept.
+pub fn drop_kept(heap: &Heap) {
+    if heap.kept_runs.get() == 0 {
+        return;
+    }
+    for count in 1..=RUNS as u32 {
+        // SAFETY: the caller owns the heap.
+        while let Some(block) = unsafe { heap.pop(heap.run_bin(count)) } {
+            give_up(heap, heap.slice_of(block as usize), count);
+        }
+    }
+    heap.kept_runs.set(0);
+}
+
+/// Gives a live run another size without moving it; false if there is no room.
+///
+/// # Safety
+/// The caller owns the heap; the slice is the first of a live run; what the new size drops is not used.
+pub unsafe fn resize(heap: &Heap, slice: u32, size: usize) -> bool {
+    // SAFETY: the caller's promise.
+    let span = unsafe { heap.span(slice) };
+    let (old, new) = (span.slices.load(Relaxed), size.div_ceil(SLICE).max(1) as u32);
+    if new > RUNS as u32 || (new > old && !heap.take_next(slice + old, new - old)) {
+        return false;
+    }
+    if new > old {
+        join(heap, slice, old, new);
+    }
+    span.slices.store(new, Relaxed);
+    if new < old {
+        part(heap, slice, new, old);
+        heap.release_slices(slice + new, old - new);
+    }
+    true
+}

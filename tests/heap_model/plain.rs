@@ -1,0 +1,120 @@
+//! Plain blocks, as a program's malloc gives them: against a model, freed twice, freed wrongly, freed by others.
+
+use super::*;
+use qmem::heap::{Lookup, PLAIN_TAG};
+use std::collections::BTreeMap;
+
+/// free as the preload does it; false: the heap says that it is no live block's start.
+fn free(ptr: *mut u8) -> bool {
+    let mut taken = true;
+    unsafe {
+        heap::free_or(ptr, |ptr| taken = heap::free_run(ptr) || heap::free_others(ptr) || heap::free(ptr));
+    }
+    taken
+}
+
+#[test]
+fn random_operations_agree_with_the_model() {
+    let _guard = shared();
+    for (seed, bits, most) in [(1, 7, 6000), (2, 11, 3000), (3, 16, 400), (4, 21, 40)] {
+        let mut random = Random(seed);
+        let mut live: BTreeMap<usize, (usize, u64)> = BTreeMap::new();
+        for step in 0..20_000u64 {
+            let pick = |random: &mut Random, live: &BTreeMap<usize, (usize, u64)>| {
+                let from = live.keys().nth(random.below(live.len().max(1))).copied();
+                from.map(|at| (at, live[&at]))
+            };
+            match random.below(if live.len() < most { 8 } else { 12 }) {
+                0..=4 => {
+                    let size = random.size(bits);
+                    let start = heap::malloc(size);
+                    assert!((start as usize).is_multiple_of(16) && heap::usable(start) >= size);
+                    let below = live.range(..start as usize).next_back();
+                    assert!(below.is_none_or(|(at, (size, _))| at + size <= start as usize));
+                    unsafe { fill(start, size, step) };
+                    assert!(live.insert(start as usize, (size, step)).is_none(), "{start:?} is given twice");
+                }
+                5 => {
+                    let Some((at, (size, seed))) = pick(&mut random, &live) else { continue };
+                    let to = random.size(bits).max(1);
+                    let moved = unsafe { heap::resize(at as *mut u8, to) }.unwrap().as_ptr();
+                    unsafe { check(moved, size, seed, to) };
+                    assert!(matches!(heap::find(moved), Lookup::Live(block) if block.tag == PLAIN_TAG && block.usable >= to));
+                    live.remove(&at);
+                    unsafe { fill(moved, to, seed) };
+                    live.insert(moved as usize, (to, seed));
+                }
+                _ => {
+                    let Some((at, (size, seed))) = pick(&mut random, &live) else { continue };
+                    unsafe { check(at as *const u8, size, seed, usize::MAX) };
+                    assert!(free(at as *mut u8));
+                    live.remove(&at);
+                    assert!(!free(at as *mut u8), "a second free of {at:#x} was taken");
+                }
+            }
+        }
+        for (at, (size, seed)) in live {
+            unsafe { check(at as *const u8, size, seed, usize::MAX) };
+            assert!(free(at as *mut u8));
+        }
+    }
+}
+
+/// Every block of a class, freed twice in every order, before and after other blocks went and came, and after the bins were refilled.
+#[test]
+fn no_second_free_of_a_block_that_was_not_given_again_is_taken() {
+    let _guard = shared();
+    for size in [1, 16, 17, 100, 128, 300, 1024, 1025, 5000, 32_768, 40_000, 1 << 20] {
+        let mut random = Random(size as u64);
+        let count = if size > 4096 { 40 } else { 3000 };
+        let blocks: Vec<*mut u8> = (0..count).map(|_| heap::malloc(size)).collect();
+        let mut freed = Vec::new();
+        for block in &blocks {
+            if random.below(3) == 0 {
+                assert!(free(*block) && !free(*block));
+                freed.push(*block);
+            }
+        }
+        // Some are given again; those that are not stay free, wherever they wait.
+        let again: Vec<*mut u8> = (0..freed.len() / 2).map(|_| heap::malloc(size)).collect();
+        for block in freed.iter().filter(|block| !again.contains(block)) {
+            assert!(!free(*block), "{block:?} of {size} bytes");
+        }
+        for block in blocks.iter().filter(|block| !freed.contains(block) || again.contains(block)) {
+            assert!(free(*block), "{block:?} of {size} bytes");
+        }
+        again.iter().filter(|block| !blocks.contains(block)).for_each(|block| assert!(free(*block)));
+    }
+}
+
+#[test]
+fn what_is_no_blocks_start_is_refused() {
+    let _guard = shared();
+    for size in [16, 48, 100, 640, 1024, 3000, 20_000, 100_000, 3 << 20] {
+        let block = heap::malloc(size);
+        for offset in [1, 8, 15, 16, 17, 32, size / 2, size - 1] {
+            if offset < heap::usable(block) {
+                assert!(!free(block.wrapping_add(offset)), "{offset} bytes into a block of {size}");
+            }
+        }
+        let elsewhere = block as usize;
+        let seen = std::thread::spawn(move || (1..16).all(|offset| !free((elsewhere + offset) as *mut u8))).join();
+        assert!(seen.unwrap() && free(block));
+    }
+    let mut on_stack = [0u8; 64];
+    assert!(!free(on_stack.as_mut_ptr()) && !free(std::ptr::without_provenance_mut(usize::MAX & !15)));
+}
+
+#[test]
+fn blocks_freed_by_others_come_back_once() {
+    let _guard = shared();
+    for size in [16, 200, 1024, 9000, 70_000] {
+        for _ in 0..20 {
+            let blocks: Vec<usize> = (0..500).map(|_| heap::malloc(size) as usize).collect();
+            let sent = blocks.clone();
+            let twice = move || sent.iter().all(|at| free(*at as *mut u8) && !free(*at as *mut u8));
+            assert!(std::thread::spawn(twice).join().unwrap(), "blocks of {size}");
+            assert!(blocks.iter().all(|at| !free(*at as *mut u8)), "a block of {size} that another thread freed was taken");
+        }
+    }
+}
