@@ -3,7 +3,7 @@
 //! what all caches keep of it, so that no block is out of reach. Called by the pools' face.
 //!
 //! A magazine is touched by who has its claim. Its thread never waits for that: it takes or returns a block without the magazine
-//! then. Order: one claim, then the lock of the block size.
+//! then. Order: `entering`, claims in the order of the caches, then the lock of the block size.
 
 use super::TAG;
 use super::claim::Claim;
@@ -82,7 +82,7 @@ pub struct Caches {
     /// Bytes of a cache; 0: there are none.
     bytes: usize,
     counted: Counted,
-    /// Held to enter a cache: fork keeps new ones out.
+    /// Held to enter a cache: fork and who takes all claims keep new ones out.
     entering: Mutex<()>,
 }
 
@@ -248,8 +248,12 @@ impl Caches {
 
     #[inline(never)]
     fn take_shared(&self, own: Option<&Cache>, class: &Class) -> Option<Entry> {
+        self.give(own, class, &mut class.lock())
+    }
+
+    /// Takes a block past the magazines.
+    fn give(&self, own: Option<&Cache>, class: &Class, shared: &mut Shared) -> Option<Entry> {
         let mut entry = None;
-        let mut shared = class.lock();
         if shared.take(1, &mut |got| entry = Some(got)) > 0 {
             shared.given += 1;
             if let Some(cache) = own {
@@ -304,27 +308,31 @@ impl Caches {
         leaving.end(class, held);
     }
 
-    /// Puts back what all threads keep of a size; how many blocks that were.
-    pub fn collect(&self, class: &Class, held: &Held) -> usize {
-        let mut got = 0;
-        if class.room == 0 || self.bytes == 0 {
-            return got;
-        }
-        for magazine in self.all().map(|cache| cache.magazine(class)) {
-            if !magazine.claim.is_taken() && magazine.count() == 0 {
-                continue;
+    /// Puts back what all threads keep of a size and calls `then` while nobody can keep any: what it does not find free is live.
+    pub fn collect<R>(&self, class: &Class, held: &Held, then: impl FnOnce(&mut Shared) -> R) -> R {
+        let kept = class.room > 0 && self.bytes > 0;
+        // A look at one magazine after the other would not do: free blocks may go from those ahead to those behind.
+        let _entering = kept.then(|| self.entering.lock());
+        let each = |f: &mut dyn FnMut(&Magazine)| {
+            if kept {
+                self.all().for_each(|cache| f(cache.magazine(class)));
             }
-            wait_for(&magazine.claim);
-            let count = magazine.count();
-            let mut leaving = Leaving::default();
-            if count > 0 {
-                magazine.put_back(count, class, &mut class.lock(), &mut leaving);
-            }
-            magazine.claim.give();
-            leaving.end(class, held);
-            got += count as usize;
-        }
-        got
+        };
+        each(&mut |magazine| wait_for(&magazine.claim));
+        let mut leaving = Leaving::default();
+        let mut shared = class.lock();
+        each(&mut |magazine| magazine.put_back(magazine.count(), class, &mut shared, &mut leaving));
+        let result = then(&mut shared);
+        drop(shared);
+        each(&mut |magazine| magazine.claim.give());
+        leaving.end(class, held);
+        result
+    }
+
+    /// A block of the size, wherever it is kept. None: all are live.
+    pub fn take_any(&self, class: &Class, held: &Held) -> Option<Entry> {
+        let own = self.own();
+        self.collect(class, held, |shared| self.give(own, class, shared))
     }
 
     /// Blocks given and taken through magazines of a size.

@@ -231,6 +231,12 @@ impl Class {
         self.shared.lock()
     }
 
+    /// Are there fewer blocks than max_capacity allows?
+    pub fn has_room(&self) -> bool {
+        let shared = self.lock();
+        shared.capacity + shared.pending < self.max
+    }
+
     /// One more slab; false: there are max_capacity blocks. Waits for one that another thread makes if it would be the last.
     pub fn expand(&self, pool: usize, held: &Held, warm: bool) -> Result<bool, Error> {
         let blocks = loop {

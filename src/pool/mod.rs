@@ -201,22 +201,21 @@ impl Pool {
     fn allocate_slowly(&self, class: &Class) -> Result<NonNull<u8>, Error> {
         loop {
             let expanded = class.expand(self.handle, &self.held, false);
-            // What others keep at hand is better than none, and so is what came back meanwhile.
-            let more = matches!(expanded, Ok(true)) || self.caches.collect(class, &self.held) > 0 || class.lock().free > 0;
-            if let Some(block) = self.caches.take(class).and_then(address) {
+            let taken = match expanded {
+                Ok(true) => self.caches.take(class),
+                // What others keep at hand is better than none, and so is what came back meanwhile.
+                _ => self.caches.take_any(class, &self.held),
+            };
+            if let Some(block) = taken.and_then(address) {
                 return Ok(block);
             }
-            match expanded {
-                _ if more => {}
-                Err(error) => return Err(error),
-                Ok(_) => {
-                    return Err(fail!(
-                        Limit,
-                        "all {} blocks of {} bytes that max_capacity allows are in use; release some",
-                        class.max,
-                        class.size
-                    ));
-                }
+            if !expanded? && !class.has_room() {
+                return Err(fail!(
+                    Limit,
+                    "all {} blocks of {} bytes that max_capacity allows are in use; release some",
+                    class.max,
+                    class.size
+                ));
             }
         }
     }
@@ -375,10 +374,14 @@ pub fn warm(handle: usize, size: usize, blocks: usize) -> Result<(), Error> {
         return Err(fail!(InvalidArgument, "{blocks} blocks of {size} bytes are more than max_capacity = {max} allows"));
     }
     while class.lock().free < blocks {
-        if !class.expand(pool.handle, &pool.held, true)? && pool.caches.collect(class, &pool.held) == 0 {
-            let (free, max, size) = (class.lock().free, class.max, class.size);
+        if !class.expand(pool.handle, &pool.held, true)? {
+            let free = pool.caches.collect(class, &pool.held, |shared| shared.free);
+            let (max, size) = (class.max, class.size);
             if free >= blocks {
                 break;
+            }
+            if class.has_room() {
+                continue;
             }
             return Err(fail!(
                 Limit,
@@ -396,7 +399,7 @@ pub fn warm(handle: usize, size: usize, blocks: usize) -> Result<(), Error> {
 pub fn trim(handle: usize) -> Result<(), Error> {
     let pool = POOLS.get(handle)?;
     for class in pool.classes.iter() {
-        pool.caches.collect(class, &pool.held);
+        pool.caches.collect(class, &pool.held, |_| ());
         class.trim(0, &pool.held);
     }
     heap::trim();
