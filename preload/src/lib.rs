@@ -11,6 +11,7 @@ mod blocks;
 mod calls;
 mod family;
 mod maps;
+mod math;
 mod next;
 mod report;
 mod streams;
