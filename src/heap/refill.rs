@@ -132,7 +132,10 @@ pub unsafe fn take(heap: &Heap, class: Class, described: bool) -> (*mut Block, b
 /// What is done now and then, wherever the heap is not in a hurry: others' frees are taken in, and idle memory is looked for.
 #[inline]
 pub fn visit(heap: &Heap) {
-    collect(heap, heap.inbox.0.take());
+    let messages = heap.inbox.0.take();
+    if messages != END {
+        collect(heap, messages); // a call that one thread alone need not make
+    }
     look_around(heap);
 }
 
