@@ -160,7 +160,6 @@ fn freed_blocks_are_used_again_before_new_memory() {
 #[test]
 fn what_is_kept_for_reuse_is_bounded_and_given_up_when_needed() {
     let _guard = alone();
-    quiet();
     heap::trim();
     let before = account::held(Holder::Heap);
     for bits in [8, 12, 15, 19] {
