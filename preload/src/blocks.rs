@@ -234,6 +234,13 @@ unsafe fn free_foreign(pointer: *mut u8, error: &Error) {
 /// # Safety
 /// `pointer` is a live block of any allocator of the process that nobody uses during the call.
 pub unsafe fn resize(pointer: *mut u8, size: usize) -> *mut u8 {
+    if size < LARGE.load(Relaxed) {
+        // SAFETY: the caller's promise.
+        let block = unsafe { heap::resize_own(pointer, size.max(1)) };
+        if !block.is_null() {
+            return block;
+        }
+    }
     let info = match registry::find_start(pointer) {
         Ok(info) if info.kind != Kind::Tracked => info,
         Ok(_) if registry::own(pointer).is_some() => return resize_tracked(pointer, size),

@@ -14,6 +14,7 @@ use super::thread;
 use super::{large, runs};
 use crate::ds::page_map;
 use core::ptr::{NonNull, null_mut};
+use core::sync::atomic::Ordering::Relaxed;
 
 /// A block of `size` bytes at a multiple of 16, uninitialised. Null: no memory.
 #[inline(always)]
@@ -224,6 +225,50 @@ pub unsafe fn free_run(ptr: *mut u8) -> bool {
             runs::put(heap, slice);
         }
         live
+    }
+}
+
+/// Gives a plain block or run of the calling thread's heap that nobody watches another size; it may move. Null: it is as it was,
+/// because it is none, because it becomes a block of another kind, or because there is no memory.
+///
+/// # Safety
+/// As for [`free_or`]; `size` is not 0.
+pub unsafe fn resize_own(ptr: *mut u8, size: usize) -> *mut u8 {
+    let Some(heap) = thread::own() else { return null_mut() };
+    let offset = (ptr as usize).wrapping_sub(heap.mark());
+    if offset >= heap.limit.get() {
+        return null_mut();
+    }
+    let slice = (offset / SLICE) as u32;
+    // SAFETY: the heap is the thread's own and the slice below its limit; the caller gives the block up.
+    unsafe {
+        let span = heap.span(slice);
+        if !starts_block(heap, slice as usize, ptr) {
+            let grown = offset % SLICE == 0 && size > MAX_SMALL && size <= MAX_RUN && span.is_plain_run();
+            if grown && runs::resize(heap, slice, size) {
+                span.size.store(size, Relaxed);
+                return ptr;
+            }
+            return null_mut();
+        }
+        let Some((Kind::Plain, class)) = span.what() else { return null_mut() };
+        let usable = class.shape().size as usize;
+        if (*ptr.cast::<Block>()).mark == heap.mark() || size > MAX_RUN {
+            return null_mut();
+        }
+        // While not more than half is unused.
+        if size <= usable && size >= usable / 2 {
+            return ptr;
+        }
+        // What grows once grows again.
+        let new = if size > MAX_SMALL { runs::take(heap, size, PLAIN_TAG, true).0 } else { malloc(size) };
+        if !new.is_null() {
+            new.copy_from_nonoverlapping(ptr, usable.min(size));
+            free_or(ptr, |ptr| {
+                super::free(ptr); // somebody began to watch meanwhile
+            });
+        }
+        new
     }
 }
 

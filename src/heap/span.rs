@@ -57,7 +57,7 @@ pub struct Span {
     /// Kind in bits 0..8, class in 8..16, slices back to the first one (inner) in 16..32, epoch in 32..64.
     word: AtomicU64,
     /// Run: bytes requested.
-    size: AtomicUsize,
+    pub size: AtomicUsize,
     /// Run: its state.
     state: AtomicU8,
     /// See [`Stand`].
@@ -286,13 +286,19 @@ impl Span {
         self.state.store(LIVE | tag, Ordering::Release);
     }
 
+    /// Does a live plain run start here that nobody watches?
+    #[inline]
+    pub fn is_plain_run(&self) -> bool {
+        self.state.load(Ordering::Relaxed) == LIVE | PLAIN_TAG
+            && self.word.load(Ordering::Relaxed) & 0xff == RUN
+            && !self.watched.load(Ordering::Relaxed)
+    }
+
     /// Ends the plain run that starts here, if there is a live one that nobody watches; what another thread does with the same
     /// block at the same time is a mistake that may go unseen.
     #[inline]
     pub fn end_run(&self) -> bool {
-        let live = self.state.load(Ordering::Relaxed) == LIVE | PLAIN_TAG
-            && self.word.load(Ordering::Relaxed) & 0xff == RUN
-            && !self.watched.load(Ordering::Relaxed);
+        let live = self.is_plain_run();
         if live {
             self.state.store(FREED, Ordering::Relaxed);
         }

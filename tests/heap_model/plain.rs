@@ -3,6 +3,7 @@
 use super::*;
 use qmem::heap::{Lookup, PLAIN_TAG};
 use std::collections::BTreeMap;
+use std::ptr::null_mut;
 
 /// free as the preload does it; false: the heap says that it is no live block's start.
 fn free(ptr: *mut u8) -> bool {
@@ -37,7 +38,8 @@ fn random_operations_agree_with_the_model() {
                 5 => {
                     let Some((at, (size, seed))) = pick(&mut random, &live) else { continue };
                     let to = random.size(bits).max(1);
-                    let moved = unsafe { heap::resize(at as *mut u8, to) }.unwrap().as_ptr();
+                    let own = if step % 4 == 0 { null_mut() } else { unsafe { heap::resize_own(at as *mut u8, to) } };
+                    let moved = if own.is_null() { unsafe { heap::resize(at as *mut u8, to) }.unwrap().as_ptr() } else { own };
                     unsafe { check(moved, size, seed, to) };
                     assert!(matches!(heap::find(moved), Lookup::Live(block) if block.tag == PLAIN_TAG && block.usable >= to));
                     live.remove(&at);
@@ -71,7 +73,7 @@ fn no_second_free_of_a_block_that_was_not_given_again_is_taken() {
         let mut freed = Vec::new();
         for block in &blocks {
             if random.below(3) == 0 {
-                assert!(free(*block) && !free(*block));
+                assert!(free(*block) && !free(*block) && unsafe { heap::resize_own(*block, size) }.is_null());
                 freed.push(*block);
             }
         }
