@@ -285,11 +285,14 @@ fn child_saves() {
 #[test]
 fn killed_at_any_moment_an_earlier_state_is_there() {
     let seconds: u64 = std::env::var("QMEM_TEST_SECONDS").map_or(10, |text| text.parse().unwrap());
-    let (kills, bytes) = if seconds > 60 { (200, 256 * MIB) } else { (12, 64 * MIB) };
+    let (kills, mib) = if seconds > 60 { (200, 256) } else { (12, 64) };
+    let mib = std::env::var("QMEM_TEST_MIB").map_or(mib, |text| text.parse().unwrap()); // of the state, for a longer run
+    let bytes = mib * MIB;
+    let longest = 900 * (mib as u64).div_ceil(256);
     let folder = Folder::new("killed");
     let path = folder.file("state");
     let _turn = start(64 * MIB);
-    let mut last = 0;
+    let (mut last, mut missed) = (0, 0);
     for kill in 0..kills {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["child_saves", "--exact", "--ignored", "--nocapture"])
@@ -298,12 +301,13 @@ fn killed_at_any_moment_an_earlier_state_is_there() {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        std::thread::sleep(Duration::from_millis(120 + kill * 37 % 900));
+        std::thread::sleep(Duration::from_millis(120 + kill * 37 * longest / 900 % longest));
         child.kill().unwrap();
         let output = child.wait_with_output().unwrap();
         let told = String::from_utf8_lossy(&output.stdout).lines().filter(|line| line.starts_with("saved ")).count() as u64;
         let Ok(words) = restore(&path, None) else {
             assert!(last == 0 && told == 0, "kill {kill}: {told} checkpoints were complete, and none is to be had");
+            missed += 1;
             continue;
         };
         let salt = words[0];
@@ -318,6 +322,7 @@ fn killed_at_any_moment_an_earlier_state_is_there() {
         free(words);
         last = last.max(salt);
     }
+    println!("{kills} kills of a process that saves {mib} MiB, {missed} of them before its first checkpoint; state {last} was the latest");
     assert!(last > 0, "no child was given the time for one checkpoint");
     stop();
 }
