@@ -84,9 +84,9 @@ bench: setup build $(EXAMPLES) ## every figure that the README quotes, beside it
 	@benches/monitoring/run
 
 bench-heap: setup build ## malloc beside other allocators, which it builds: time, memory, instructions
-	@benches/heap_build_peers
-	@benches/heap_compare
-	@benches/heap_instructions
+	@benches/heap/build_peers
+	@benches/heap/compare
+	@benches/heap/instructions
 
 bench-programs: setup build ## unchanged simulators in less memory than they need: the table, about an hour
 	@benches/programs/run

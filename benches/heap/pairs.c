@@ -1,4 +1,4 @@
-/* Instructions of a malloc and free pair: benches/heap_instructions runs this under callgrind for two numbers of rounds and takes
+/* Instructions of a malloc and free pair: benches/heap/instructions runs this under callgrind for two numbers of rounds and takes
    the difference. `heap_pairs SIZE ROUNDS malloc|empty`: "empty" calls functions that do nothing, for the cost of calls and loop. */
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,5 +1,5 @@
 /* One workload of a general allocator, timed: `heap WORKLOAD` prints nanoseconds per operation (or what the workload's line says)
-   and the peak of resident memory in KiB. benches/heap_compare runs it under each allocator. */
+   and the peak of resident memory in KiB. benches/heap/compare runs it under each allocator. */
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <stdint.h>

@@ -1,1 +1,0 @@
-//! Nothing: the manifest beside it names the allocators that benches/heap_compare builds.
