@@ -11,6 +11,7 @@
 #include <unistd.h>
 #ifndef BENCH_WITHOUT_QMEM
 #include <qmem.h>
+#include <quantum_memory.h>
 #endif
 
 bool memory_kind_of(const char *name, memory_kind *kind) {
