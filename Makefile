@@ -89,6 +89,7 @@ bench-heap: setup build ## malloc beside other allocators, which it builds: time
 	@benches/heap/instructions
 
 bench-programs: setup build ## unchanged simulators in less memory than they need: the table, about an hour
+	@tools/setup programs || echo "bench-programs: without it, the program that needs it is left out"
 	@benches/programs/run
 
 bench-codec: setup build ## the codecs beside zfp, SZ3, Blosc2 and pco, on states of a simulator
