@@ -62,6 +62,8 @@ settings! {
     HEAP_HUGE = "heap_huge", c"QMEM_HEAP_HUGE", Bytes, default 12 << 20, 1 => usize::MAX >> 1;
     /// Milliseconds after which free heap pages that were not needed go back to the kernel.
     HEAP_IDLE = "heap_idle", c"QMEM_HEAP_IDLE", Count, default 300, 1 => 1 << 30;
+    /// On a machine of several memory nodes: 1 = blocks lie where their thread runs, and the heap of an ended thread goes to one on the same node; 2 = to any thread; 3 = blocks are spread over all nodes.
+    HEAP_NUMA = "heap_numa", c"QMEM_HEAP_NUMA", Count, default 1, 1 => 3;
     /// Budget of a child of fork; 0 = a quarter of its parent's if it can swap, else the same.
     FORK_BUDGET = "fork_budget", c"QMEM_FORK_BUDGET", Bytes, default 0, 32 << 20 => usize::MAX >> 1;
     /// Bytes of swap file at most; 0 = what the disk has.

@@ -322,7 +322,9 @@ fn killed_at_any_moment_an_earlier_state_is_there() {
         free(words);
         last = last.max(salt);
     }
-    println!("{kills} kills of a process that saves {mib} MiB, {missed} of them before its first checkpoint; state {last} was the latest");
+    println!(
+        "{kills} kills of a process that saves {mib} MiB, {missed} of them before its first checkpoint; state {last} was the latest"
+    );
     assert!(last > 0, "no child was given the time for one checkpoint");
     stop();
 }

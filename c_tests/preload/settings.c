@@ -24,6 +24,19 @@ static long kib(const char *file, const char *what) {
   fclose(in);
   return sum;
 }
+/* Blocks' pages, if they are spread over the memory nodes. */
+static long spread(void) {
+  char line[512];
+  unsigned long start = 0;
+  long found = 0;
+  FILE *in = fopen("/proc/self/numa_maps", "r");
+  while (in != NULL && fgets(line, sizeof line, in))
+    found += sscanf(line, "%lx interleave", &start) == 1 && strstr(line, " interleave") != NULL && start <= (uintptr_t)blocks[BLOCKS - 1] &&
+             (uintptr_t)blocks[BLOCKS - 1] - start < 64 << 20;
+  if (in != NULL)
+    fclose(in);
+  return found;
+}
 static long resident(void) { return kib("/proc/self/status", "VmRSS:"); }
 
 static void fill(void) {
@@ -53,6 +66,8 @@ static int child(const char *what) {
   fill();
   if (strcmp(what, "huge") == 0)
     return printf("%ld\n", kib("/proc/self/smaps", "AnonHugePages:")) < 0;
+  if (strcmp(what, "spread") == 0)
+    return printf("%ld\n", spread()) < 0;
   release();
   if (strcmp(what, "idle") == 0)
     go_on(2000);
@@ -83,6 +98,10 @@ int main(int argc, char **argv) {
   CHECK(with("QMEM_HEAP_CACHE=1G", "at_once") > half);
   CHECK(with("QMEM_HEAP_CACHE=1G QMEM_HEAP_IDLE=20", "idle") < half);
   CHECK(with("QMEM_HEAP_CACHE=1G QMEM_HEAP_IDLE=1000000", "busy") > half);
+  if (access("/proc/self/numa_maps", R_OK) == 0) {
+    CHECK(with("QMEM_HEAP_NUMA=3", "spread") > 0);
+    CHECK(with("QMEM_HEAP_NUMA=1", "spread") == 0);
+  }
   in = fopen("/sys/kernel/mm/transparent_hugepage/enabled", "r");
   if (in != NULL && fgets(thp, sizeof thp, in) && strstr(thp, "[madvise]")) {
     CHECK(with("QMEM_HEAP_HUGE=1M", "huge") > half);

@@ -3,6 +3,7 @@
 //! a stale pointer can be looked up without a lock; its `state` tells whether what was read belongs together.
 
 use super::local::{Heap, Kept};
+use super::numa;
 use crate::config;
 use crate::ds::page_map::{self, Entry, Tag, UNIT};
 use crate::ds::{Table, Zeroed};
@@ -118,6 +119,7 @@ pub fn allocate(size: usize, align: usize, tag: u8, wait: bool) -> Result<Option
         return Ok(None);
     }
     let made = vm::reserve(mapped, align.max(UNIT)).and_then(|start| {
+        numa::place(start.as_ptr() as usize, mapped);
         enter(start, mapped, size, align, tag).inspect_err(|_| {
             // SAFETY: the mapping was just made and given to nobody.
             unsafe { vm::release(start, mapped) };

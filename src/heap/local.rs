@@ -92,6 +92,8 @@ pub struct Heap {
     pub looked: Cell<u64>,
     /// Which heap it is, from 0.
     pub number: Cell<u32>,
+    /// Memory node that it was last used on, while nobody runs it.
+    pub node: Cell<i32>,
     /// The next idle heap, under the depot's lock.
     pub next_idle: Cell<*const Heap>,
     /// What this thread frees of others' blocks.
@@ -128,6 +130,7 @@ impl Heap {
             prepaid: Cell::new(0),
             looked: Cell::new(0),
             number: Cell::new(0),
+            node: Cell::new(0),
             next_idle: Cell::new(null()),
             outbox: UnsafeCell::new(Outbox::new()),
             inbox: Remote(Inbox::new(AtomicUsize::new(0))),

@@ -18,6 +18,7 @@ mod corrupt;
 mod fast;
 mod large;
 mod local;
+mod numa;
 mod outbox;
 mod refill;
 mod remote;

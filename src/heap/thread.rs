@@ -5,14 +5,15 @@
 
 use super::block::{Block, Messages};
 use super::local::{Heap, RUNNING};
-use super::refill;
 use super::remote::{END, Links};
 use super::window::Windows;
+use super::{numa, refill};
 use crate::config;
 use crate::ds::{Table, Zeroed};
 use crate::monitor::account::{self, Holder};
 use crate::os::{thread, vm};
 use crate::sync::Mutex;
+use core::cell::Cell;
 use core::ptr::null;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
@@ -20,7 +21,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 struct Depot {
     windows: Windows,
     /// The one that was left last comes first.
-    idle: *const Heap,
+    idle: Cell<*const Heap>,
     /// Shared by threads without a heap, under the lock. Idle to senders.
     spare: *const Heap,
 }
@@ -28,7 +29,7 @@ struct Depot {
 // SAFETY: what the pointers lead to is touched under the depot's lock.
 unsafe impl Send for Depot {}
 
-static DEPOT: Mutex<Depot> = Mutex::new(Depot { windows: Windows::new(), idle: null(), spare: null() });
+static DEPOT: Mutex<Depot> = Mutex::new(Depot { windows: Windows::new(), idle: Cell::new(null()), spare: null() });
 
 /// How many heaps wait for a thread or are being left.
 static IDLE: AtomicUsize = AtomicUsize::new(0);
@@ -175,12 +176,14 @@ pub fn with<R>(prepaid: usize, f: impl FnOnce(&'static Heap) -> R) -> Option<R> 
 fn begin() -> Option<&'static Heap> {
     let heap = {
         let mut depot = DEPOT.lock();
-        // SAFETY: null or an idle heap, never unmapped.
-        match unsafe { depot.idle.as_ref() } {
-            Some(idle) => {
-                depot.idle = idle.next_idle.get();
+        // SAFETY: the lock makes the list ours, and it is of idle heaps.
+        match unsafe { numa::adopt(&depot.idle) } {
+            Some((idle, far)) => {
                 IDLE.fetch_sub(1, Ordering::Relaxed);
                 refill::collect(idle, idle.inbox.0.take_over());
+                if far {
+                    refill::trim(idle);
+                }
                 Some(idle)
             }
             None => new_heap(&mut depot),
@@ -243,11 +246,11 @@ fn leave(heap: &'static Heap, again: bool) {
     } else {
         refill::trim(heap);
     }
-    let mut depot = DEPOT.lock();
+    numa::note(heap);
+    let depot = DEPOT.lock();
     refill::collect(heap, heap.inbox.0.take_and_idle());
     if again {
-        heap.next_idle.set(depot.idle);
-        depot.idle = heap;
+        heap.next_idle.set(depot.idle.replace(heap));
     } else {
         IDLE.fetch_sub(1, Ordering::Relaxed);
     }

@@ -4,6 +4,7 @@
 
 use super::block::Block;
 use super::local::{BINS, CHECKS, Check, FIRST_UNIT, HEADS, Heap, NARROW, SLICES, SLICES_AT_FIRST, SPANS, UNITS, WINDOW};
+use super::numa;
 use super::slices::Unit;
 use super::span::Span;
 use crate::config;
@@ -113,6 +114,7 @@ pub fn map_unit(heap: &Heap, unit: u32, huge: bool) -> bool {
     if vm::map_at(start, vm::HUGE).is_err() {
         return false;
     }
+    numa::place(start, vm::HUGE);
     // Where not the whole unit is charged at once, a huge page would make more resident than is. A kernel without them refuses the
     // advice, which is as good.
     let advice = if huge { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };

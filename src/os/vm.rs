@@ -234,6 +234,21 @@ pub unsafe fn drop_pages(start: usize, size: usize) {
     }
 }
 
+/// MPOL_F_MEMS_ALLOWED of linux/mempolicy.h.
+const MEMS_ALLOWED: usize = 4;
+
+/// Has the pages of a range, none of which is there yet, spread over the memory nodes that the process may use; false if the kernel
+/// refuses.
+pub fn interleave(start: usize, size: usize) -> bool {
+    let mut nodes = [0usize; 16];
+    let bits = nodes.len() * usize::BITS as usize;
+    // SAFETY: fills the array with the nodes that are allowed; changes where pages will come from, nothing in them.
+    unsafe {
+        libc::syscall(libc::SYS_get_mempolicy, core::ptr::null_mut::<i32>(), nodes.as_mut_ptr(), bits, 0usize, MEMS_ALLOWED) == 0
+            && libc::syscall(libc::SYS_mbind, start, size, libc::MPOL_INTERLEAVE, nodes.as_ptr(), bits, 0usize) == 0
+    }
+}
+
 /// `mremap` with MREMAP_DONTUNMAP: the pages of a private mapping move to `to`, where there are none, replacing in one step what
 /// is mapped there, and `from` stays mapped without pages. Bytes moved and the error that ended it, 0 for none: EINVAL before
 /// Linux 5.7 and under valgrind, EFAULT if `from` is several mappings (before Linux 6.17, which moves one after the other and may

@@ -1,5 +1,5 @@
 //! The machine's NUMA nodes: which there are, how far apart, and on which one the caller runs. From sysfs and getcpu(2). Floor 1:
-//! called by the balancing of resources.
+//! called by the heap, for heaps that change hands, and by the balancing of resources.
 
 use std::sync::OnceLock;
 
