@@ -25,6 +25,7 @@ usage: qmem run [OPTIONS] [--] PROGRAM [ARGUMENT…]   run a program whose large
 options of run:
   --budget SIZE         most bytes resident through qmem, such as 256M or 4G (default: what the machine or cgroup allows)
   --threshold SIZE      blocks of this size and more are paged (default: 16M)
+  --chunk SIZE          what comes and goes at a time, 64K to 2M (default: 2M, for sweeps; less for random access)
   --swap-dir DIRECTORY  where cold chunks go, on a disk (default: the first usable of $TMPDIR, /var/tmp, /tmp, .)
   --no-swap             do not swap: what is granted fits into the budget
   --no-compression      do not compress cold chunks in memory

@@ -30,6 +30,8 @@ pub struct Run {
     pub budget: usize,
     /// Bytes; 0 = the default.
     pub threshold: usize,
+    /// Bytes of a chunk; 0 = the default.
+    pub chunk: usize,
     /// Where the swap file lies, if it was said.
     pub swap_dir: Option<PathBuf>,
     /// No swap file.
@@ -84,6 +86,13 @@ fn parse_run(mut parser: lexopt::Parser) -> Result<Command, lexopt::Error> {
             Long("threshold") => {
                 let setting = &config::PRELOAD_THRESHOLD;
                 run.threshold = size(&mut parser, "threshold", setting.min, setting.max)?;
+            }
+            Long("chunk") => {
+                let setting = &config::PAGED_CHUNK;
+                run.chunk = size(&mut parser, "chunk", setting.min, setting.max)?;
+                if !run.chunk.is_power_of_two() {
+                    return Err(format!("--chunk {} is no power of two", run.chunk).into());
+                }
             }
             Long("swap-dir") => run.swap_dir = Some(parser.value()?.into()),
             Long("no-swap") => run.no_swap = true,
@@ -197,6 +206,7 @@ mod tests {
             (&["run", "--budget", "12Q", "ls"], "--budget 12Q is not a number of bytes"),
             (&["run", "--budget", "1M", "ls"], "1048576 bytes, outside 33554432"),
             (&["run", "--threshold", "1", "ls"], "outside 65536"),
+            (&["run", "--chunk", "96K", "ls"], "no power of two"),
             (&["run", "--no-swap", "--swap-dir", "/x", "ls"], "exclude each other"),
             (&["run", "--error-budget", "1e-4", "ls"], "needs --element"),
             (&["run", "--element", "complex128", "ls"], "needs --error-budget"),

@@ -47,6 +47,9 @@ pub fn environment(run: &Run, library: &Path, budget: usize, pages: &Path) -> Ve
     let flags =
         [(&config::NO_SWAP, run.no_swap), (&config::NO_COMPRESSION, run.no_compression), (&config::PRELOAD_MMAP, run.mmap)];
     all.extend(flags.iter().filter(|(_, on)| *on).map(|(setting, _)| (name(setting), number(1))));
+    if run.chunk > 0 {
+        all.push((name(&config::PAGED_CHUNK), number(run.chunk)));
+    }
     if run.threshold > 0 {
         all.push((name(&config::PRELOAD_THRESHOLD), number(run.threshold)));
     }

@@ -2,6 +2,7 @@
 
 use crate::size::{bytes, seconds};
 use crate::watch::Process;
+use qmem::config;
 use qmem::monitor::status::Numbers;
 use std::fmt::Write;
 
@@ -82,6 +83,14 @@ fn rows(out: &mut String, process: &Process) {
 fn advice(n: &Numbers) -> String {
     if n.refaults == 0 {
         return String::from("would have saved nothing: no chunk came back");
+    }
+    let (often, one) = (n.refaults > 100 * n.peak_logical / config::PAGED_CHUNK.default as u64, n.refault_nanos / n.refaults);
+    if often && one > 100_000 {
+        return format!(
+            "of {} would hold everything and have saved about {}; if its access is random, --chunk 64K saves most of that too",
+            bytes(enough(n)),
+            seconds(n.refault_nanos)
+        );
     }
     format!("of {} would hold everything and have saved about {}", bytes(enough(n)), seconds(n.refault_nanos))
 }

@@ -21,7 +21,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 /// Makes a region. The caller has committed its size.
 pub fn create(pager: &'static Pager, request: &Request) -> Result<NonNull<u8>, Error> {
-    let unit = if request.chunk_size == 0 { vm::HUGE } else { request.chunk_size };
+    let unit = if request.chunk_size == 0 { config::PAGED_CHUNK.get() } else { request.chunk_size };
     if !unit.is_power_of_two() || !(config::CHUNK_BOUNDS.0..=config::CHUNK_BOUNDS.1).contains(&unit) {
         return Err(fail!(
             InvalidArgument,
