@@ -251,10 +251,11 @@ fn a_bad_place_costs_its_chunk_alone() {
 #[test]
 #[ignore = "run as a child"]
 fn child_short() {
-    plan(c"fault_short").store(1, SeqCst);
-    plan(c"fault_move").store(3, SeqCst);
     for chunk in [CHUNK, 65536] {
+        plan(c"fault_move").store(0, SeqCst); // a start that tries a move and sees it fail looks for another mechanism
         start(48 * MIB, chunk == CHUNK);
+        plan(c"fault_short").store(1, SeqCst);
+        plan(c"fault_move").store(3, SeqCst);
         let words = region(96 * MIB, chunk);
         for salt in 1..4 {
             write(words, salt);
