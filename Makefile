@@ -23,7 +23,7 @@ QMEM := $(OUT)/qmem
 SYSTEM_LIBS := -lgcc_s -lpthread -ldl -lm -lc
 HEADERS := include/qmem_types.h include/quantum_memory.h include/qmem.h
 
-.PHONY: help setup build demo test bench bench-codec bench-heap bench-programs soak headers lint symbols install clean FORCE
+.PHONY: help setup build demo test bench bench-chunked bench-codec bench-heap bench-programs soak headers lint symbols install clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -91,6 +91,9 @@ bench-heap: setup build ## malloc beside other allocators, which it builds: time
 bench-programs: setup build ## unchanged simulators in less memory than they need: the table, about an hour
 	@tools/setup programs || echo "bench-programs: without it, the program that needs it is left out"
 	@benches/programs/run
+
+bench-chunked: setup build $(EXAMPLES) ## the example simulator by chunk, beside sweeps over paged and plain memory
+	@benches/chunked
 
 bench-codec: setup build ## the codecs beside zfp, SZ3, Blosc2 and pco, on states of a simulator
 	@benches/codec/run

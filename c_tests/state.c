@@ -21,12 +21,16 @@ static uint32_t below(uint32_t bound) {
   return (uint32_t)(seed >> 33) % bound;
 }
 
-static uint64_t logical(const qmem_chunk_t *chunk, uint32_t qubits, uint64_t physical) {
+static uint64_t logical_of(const uint8_t *logical_qubit, uint32_t qubits, uint64_t physical) {
   uint64_t index = 0;
   uint32_t bit;
   for (bit = 0; bit < qubits; bit++)
-    index |= (physical >> bit & 1) << chunk->logical_qubit[bit];
+    index |= (physical >> bit & 1) << logical_qubit[bit];
   return index;
+}
+
+static uint64_t logical(const qmem_chunk_t *chunk, uint32_t qubits, uint64_t physical) {
+  return logical_of(chunk->logical_qubit, qubits, physical);
 }
 
 /* Exact in a float too: the index's bits spread over real and imaginary part. */
@@ -84,6 +88,71 @@ static memory_status_t check_pair(const qmem_chunk_t *chunk, void *user) {
   return MEMORY_STATUS_OK;
 }
 
+/* Answers for the qubits that a group may have. */
+static memory_status_t no_group(const qmem_group_t *group, void *user) {
+  (void)group;
+  (void)user;
+  return MEMORY_STATUS_DEVICE;
+}
+
+/* What a group must be: its chunks differ in the qubits that were asked for, in their order, and each chunk is seen once. */
+typedef struct {
+  job_t job;
+  uint32_t qubit[64];
+  size_t count, groups;
+} group_job_t;
+
+static memory_status_t check_group(const qmem_group_t *group, void *user) {
+  group_job_t *mine = (group_job_t *)user;
+  size_t i, j;
+  CHECK(group->count == (size_t)1 << mine->count && group->reserved[0] == 0);
+  for (i = 0; i < group->count; i++) {
+    qmem_chunk_t chunk;
+    uint64_t zero = logical_of(group->logical_qubit, mine->job.qubits, group->first[0]), is = logical_of(group->logical_qubit, mine->job.qubits, group->first[i]);
+    memset(&chunk, 0, sizeof chunk);
+    chunk.a = group->chunk[i];
+    chunk.first_a = group->first[i];
+    chunk.amplitudes = group->amplitudes;
+    chunk.logical_qubit = group->logical_qubit;
+    check_chunk(&chunk, &mine->job);
+    CHECK(mine->job.seen[group->first[i] / group->amplitudes]++ == 0);
+    for (j = 0; j < mine->count; j++)
+      zero |= (uint64_t)(i >> j & 1) << mine->qubit[j];
+    CHECK(is == zero);
+  }
+  mine->groups++;
+  return MEMORY_STATUS_OK;
+}
+
+/* As many qubits outside of chunks as the budget allows, in any order. */
+static void groups(qmem_state_t *state, const job_t *job, uint64_t chunks) {
+  group_job_t mine;
+  uint32_t q, outside[64], count = 0, i;
+  memset(&mine, 0, sizeof mine);
+  mine.job = *job;
+  for (q = 0; q < job->qubits; q++) { /* the library's own word for what is outside */
+    memory_status_t status = qmem_state_for_each_group(state, &q, 1, no_group, NULL);
+    CHECK(status == MEMORY_STATUS_INVALID_ARGUMENT || status == MEMORY_STATUS_DEVICE);
+    if (status == MEMORY_STATUS_DEVICE)
+      outside[count++] = q;
+  }
+  CHECK((uint64_t)1 << count == chunks && qmem_state_group_qubits(state) <= count);
+  while (mine.count < qmem_state_group_qubits(state)) {
+    i = below(count);
+    mine.qubit[mine.count++] = outside[i];
+    outside[i] = outside[--count];
+  }
+  memset(job->seen, 0, chunks);
+  STATUS(MEMORY_STATUS_OK, qmem_state_for_each_group(state, mine.qubit, mine.count, check_group, &mine));
+  CHECK(mine.groups == chunks >> mine.count);
+  for (i = 0; i < chunks; i++)
+    CHECK(job->seen[i] == 1);
+  if (mine.count > 0) {
+    mine.qubit[mine.count] = mine.qubit[0];
+    FAILS(MEMORY_STATUS_INVALID_ARGUMENT, "twice", qmem_state_for_each_group(state, mine.qubit, mine.count + 1, check_group, &mine));
+  }
+}
+
 static memory_status_t give_up(const qmem_chunk_t *chunk, void *user) {
   job_t *job = (job_t *)user;
   void *data;
@@ -137,6 +206,7 @@ static void swaps(uint32_t qubits, qmem_element_t element, int rounds) {
       }
       CHECK(round % 3 != 0 || pairs == (int)(qubits - local));
     }
+    groups(state, &job, chunks);
     if (round % 4 == 3 || round == rounds - 1) {
       size_t wrong = 0;
       STATUS(MEMORY_STATUS_OK, qmem_state_data(state, &data));
@@ -167,6 +237,16 @@ static void refusals(void) {
   STATUS(MEMORY_STATUS_INVALID_ARGUMENT, qmem_state_data(state, NULL));
   STATUS(MEMORY_STATUS_INVALID_ARGUMENT, qmem_state_swap_qubits(state, 0, 20));
   FAILS(MEMORY_STATUS_INVALID_ARGUMENT, "inside every chunk", qmem_state_for_each_pair(state, 3, check_chunk, &job));
+  {
+    uint32_t qubits[] = {17, 18, 3, 20};
+    STATUS(MEMORY_STATUS_INVALID_ARGUMENT, qmem_state_for_each_group(state, NULL, 1, no_group, NULL));
+    STATUS(MEMORY_STATUS_INVALID_ARGUMENT, qmem_state_for_each_group(state, qubits, 2, NULL, NULL));
+    FAILS(MEMORY_STATUS_INVALID_ARGUMENT, "inside every chunk", qmem_state_for_each_group(state, qubits, 3, no_group, NULL));
+    FAILS(MEMORY_STATUS_INVALID_ARGUMENT, "outside 0 to 19", qmem_state_for_each_group(state, qubits + 3, 1, no_group, NULL));
+    STATUS(MEMORY_STATUS_DEVICE, qmem_state_for_each_group(state, qubits, 2, no_group, NULL));
+    STATUS(MEMORY_STATUS_DEVICE, qmem_state_for_each_group(state, NULL, 0, no_group, NULL));
+    CHECK(qmem_state_group_qubits(NULL) == 0);
+  }
   job.state = state;
   job.stop_after = 2;
   STATUS(MEMORY_STATUS_DEVICE, qmem_state_for_each(state, give_up, &job));
@@ -181,6 +261,7 @@ static void no_room(void) {
   char *other = (char *)qmem_allocate_streaming(size, chunk);
   size_t pinned = 0, i, wrong = 0;
   void *data = NULL;
+  const uint32_t top = 19;
   job_t job;
   memset(&job, 0, sizeof job);
   job.qubits = 20;
@@ -193,6 +274,7 @@ static void no_room(void) {
   CHECK(pinned > 0 && pinned < size);
   STATUS(MEMORY_STATUS_LIMIT, qmem_state_swap_qubits(state, 0, 19));
   STATUS(MEMORY_STATUS_LIMIT, qmem_state_swap_qubits(state, 0, 5));
+  STATUS(MEMORY_STATUS_LIMIT, qmem_state_for_each_group(state, &top, 1, no_group, NULL));
   while (pinned > 0)
     STATUS(MEMORY_STATUS_OK, qmem_unpin(other + (pinned -= chunk), chunk));
   STATUS(MEMORY_STATUS_OK, qmem_state_swap_qubits(state, 0, 19));

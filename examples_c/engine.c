@@ -113,10 +113,12 @@ void engine_destroy(engine_t *engine) {
 /* ---- a sweep ---- */
 
 typedef struct {
-  state_t *state;
+  const view_t *view;
   const sweep_t *sweep;
   progress_t *progress;
-  unsigned inner;           /* outer qubits inside a chunk: blocks of one group of chunks are consecutive */
+  unsigned outer[CIRCUIT_MAX_QUBITS], outer_count; /* the sweep's, as far as the view has them */
+  unsigned inner;           /* of them, inside a chunk: blocks of one group of chunks are consecutive */
+  bool hints;
   atomic_size_t finished;
 } sweep_job_t;
 
@@ -126,59 +128,60 @@ static uint64_t deposit(uint64_t value, const unsigned *qubit, unsigned count) {
   return index;
 }
 
+static double *at(const view_t *view, uint64_t index) {
+  return view->chunk[index >> view->chunk_qubits] + 2 * (index & ((1ull << view->chunk_qubits) - 1));
+}
+
 /* The chunks of the group of blocks that follows `block`, announced before they are touched. */
 static void hint_group(const sweep_job_t *job, size_t block) {
   const sweep_t *sweep = job->sweep;
-  uint64_t base = deposit(block, sweep->outer, sweep->outer_count);
+  uint64_t base = job->view->first | deposit(block, job->outer, job->outer_count);
   unsigned low = 0;
   while (low < sweep->block_qubits && sweep->qubit[low] < CHUNK_QUBITS) low++;
-  for (uint64_t i = 0; i < 1ull << (sweep->block_qubits - low); i++) {
-    uint64_t first = base | deposit(i, sweep->qubit + low, sweep->block_qubits - low);
-    (void)qmem_prefetch(job->state->amplitude + 2 * first, (size_t)16 << CHUNK_QUBITS);
-  }
+  for (uint64_t i = 0; i < 1ull << (sweep->block_qubits - low); i++)
+    (void)qmem_prefetch(at(job->view, base | deposit(i, sweep->qubit + low, sweep->block_qubits - low)), (size_t)16 << CHUNK_QUBITS);
 }
 
-uint64_t engine_block_start(const sweep_t *sweep, size_t block) { return deposit(block, sweep->outer, sweep->outer_count); }
-
-void engine_block(const sweep_t *sweep, double *amplitude, uint64_t base, uint64_t index, double *re, double *im) {
+static void do_block(const sweep_job_t *job, const worker_t *worker, size_t block) {
+  const sweep_t *sweep = job->sweep;
+  const uint64_t base = job->view->first | deposit(block, job->outer, job->outer_count);
   unsigned run = 0; /* the block's lowest qubits, contiguous in the state */
   while (run < sweep->block_qubits && sweep->qubit[run] == run) run++;
   const unsigned above = sweep->block_qubits - run;
   const size_t length = (size_t)1 << run;
-  for (uint64_t r = 0; r < 1ull << above; r++) {
-    uint64_t first = base | deposit(r, sweep->qubit + run, above);
-    kernel_split(amplitude + 2 * first, re + r * length, im + r * length, length);
-  }
-  for (size_t i = 0; i < sweep->count; i++) kernel_apply(&sweep->operations[i], re, im, sweep->block_qubits, index);
-  for (uint64_t r = 0; r < 1ull << above; r++) {
-    uint64_t first = base | deposit(r, sweep->qubit + run, above);
-    kernel_join(amplitude + 2 * first, re + r * length, im + r * length, length);
-  }
-}
-
-static void do_block(const sweep_job_t *job, const worker_t *worker, size_t block) {
-  uint64_t base = engine_block_start(job->sweep, block);
-  engine_block(job->sweep, job->state->amplitude, base, base, worker->re, worker->im);
+  double *re = worker->re, *im = worker->im;
+  for (uint64_t r = 0; r < 1ull << above; r++)
+    kernel_split(at(job->view, base | deposit(r, sweep->qubit + run, above)), re + r * length, im + r * length, length);
+  for (size_t i = 0; i < sweep->count; i++) kernel_apply(&sweep->operations[i], re, im, sweep->block_qubits, base);
+  for (uint64_t r = 0; r < 1ull << above; r++)
+    kernel_join(at(job->view, base | deposit(r, sweep->qubit + run, above)), re + r * length, im + r * length, length);
 }
 
 static void sweep_part(engine_t *engine, unsigned thread, void *user) {
   sweep_job_t *job = user;
-  const size_t blocks = (size_t)1 << job->sweep->outer_count, group = (size_t)1 << job->inner, groups = blocks >> job->inner;
+  const size_t blocks = (size_t)1 << job->outer_count, group = (size_t)1 << job->inner, groups = blocks >> job->inner;
   size_t unit = groups >= engine->threads ? group : 1;
   size_t first = blocks / unit * thread / engine->threads * unit, end = blocks / unit * (thread + 1) / engine->threads * unit;
   for (size_t block = first; block < end; block++) {
-    if (engine->hints && job->state->paged && block % group == 0 && block + group < end) hint_group(job, block + group);
+    if (job->hints && block % group == 0 && block + group < end) hint_group(job, block + group);
     do_block(job, &engine->workers[thread], block);
     size_t finished = atomic_fetch_add_explicit(&job->finished, 1, memory_order_relaxed) + 1;
     if (thread == 0 && job->progress && block % 64 == 0) progress_show(job->progress, (double)finished / (double)blocks);
   }
 }
 
-void engine_sweep(engine_t *engine, state_t *state, const sweep_t *sweep, progress_t *progress) {
-  sweep_job_t job = {.state = state, .sweep = sweep, .progress = progress};
-  while (job.inner < sweep->outer_count && sweep->outer[job.inner] < CHUNK_QUBITS) job.inner++;
+void engine_sweep(engine_t *engine, const view_t *view, const sweep_t *sweep, progress_t *progress) {
+  sweep_job_t job = {.view = view, .sweep = sweep, .progress = progress, .hints = engine->hints && view->hints};
+  for (unsigned i = 0; i < sweep->outer_count; i++) {
+    if (!(view->within >> sweep->outer[i] & 1)) continue;
+    job.inner += sweep->outer[i] < CHUNK_QUBITS;
+    job.outer[job.outer_count++] = sweep->outer[i];
+  }
   run_job(engine, sweep_part, &job);
-  if (progress) progress_sweep_done(progress, sweep->gates);
+}
+
+view_t engine_view(state_t *state) {
+  return (view_t){.chunk = &state->amplitude, .chunk_qubits = 63, .within = (1ull << state->padded) - 1, .hints = state->paged};
 }
 
 /* ---- segments ---- */

@@ -12,13 +12,19 @@ typedef struct engine engine_t;
 engine_t *engine_create(unsigned threads, bool hints);
 void engine_destroy(engine_t *engine);
 
-/* Every amplitude once; a thread visits its chunks, with their partners, in one ascending run. */
-void engine_sweep(engine_t *engine, state_t *state, const sweep_t *sweep, progress_t *progress);
+/* The amplitudes that are at hand: those whose index has the bits of `first` outside of `within`. Amplitude i is at
+   chunk[i >> chunk_qubits], at the place that the bits below say. */
+typedef struct {
+  double *const *chunk;
+  unsigned chunk_qubits;
+  uint64_t within, first;
+  bool hints;               /* tell paged memory what comes next, if the engine does */
+} view_t;
 
-/* One block of a sweep: where its amplitudes begin, for blocks in the order of the qubits outside of them; and the sweep's operations on
-   it. `base` counts from `amplitude`; `index` is the same in the whole state. `re` and `im` have room for a block each. */
-uint64_t engine_block_start(const sweep_t *sweep, size_t block);
-void engine_block(const sweep_t *sweep, double *amplitude, uint64_t base, uint64_t index, double *re, double *im);
+/* Each of them once; a thread visits its chunks, with their partners, in one ascending run. Blocks must lie within the view. */
+void engine_sweep(engine_t *engine, const view_t *view, const sweep_t *sweep, progress_t *progress);
+/* All of a state that is one piece of memory. */
+view_t engine_view(state_t *state);
 
 /* |0...0> */
 void engine_reset(engine_t *engine, state_t *state);

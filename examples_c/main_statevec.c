@@ -28,6 +28,7 @@ static const char usage[] =
     "  --no-fuse              a sweep for every gate\n"
     "  --fuse-qubits K        matrices of at most K qubits, 1..5 (5)\n"
     "  --partner-qubits C     a block spreads over at most 2^C chunks of 2 MiB, 2..6 (4)\n"
+    "  --group-qubits K       --chunked: at most 2^K chunks at a visit, 0..16 (as the budget permits)\n"
     "  --progress[=always]    a bar on stderr if that is a terminal, or always\n"
     "  --stats                print sweeps, times and memory on stderr\n";
 
@@ -92,6 +93,8 @@ static bool set_value(options_t *options, const char *option, const char *value)
     options->plan.matrix_qubits = (unsigned)number(option, value, 1, MATRIX_MAX_QUBITS);
   else if (strcmp(option, "--partner-qubits") == 0)
     options->plan.partner_qubits = (unsigned)number(option, value, 2, BLOCK_QUBITS - ROW_QUBITS);
+  else if (strcmp(option, "--group-qubits") == 0)
+    options->plan.group_qubits = (unsigned)number(option, value, 0, GROUP_MAX_QUBITS);
   else
     return false;
   return true;
@@ -119,7 +122,7 @@ static bool set_flag(options_t *options, const char *option) {
 
 static options_t read_options(int argc, char **argv) {
   long online = sysconf(_SC_NPROCESSORS_ONLN);
-  options_t options = {.plan.fuse = true, .threads = online > 0 ? (unsigned)online : 1, .final_measure = true, .seed = 1};
+  options_t options = {.plan.fuse = true, .plan.group_qubits = GROUP_MAX_QUBITS, .threads = online > 0 ? (unsigned)online : 1, .final_measure = true, .seed = 1};
   for (int i = 1; i < argc; i++) {
     char *equals = argv[i][0] == '-' ? strchr(argv[i], '=') : NULL;
     if (strcmp(argv[i], "--help") == 0) {
@@ -187,10 +190,10 @@ typedef struct {
 static void run_once(job_t *job, bool show) {
   progress_t progress;
   const options_t *options = job->options;
-  bool bar = show && options->progress && !options->memory.chunked;
+  bool bar = show && options->progress;
   char error[1024];
   progress_start(&progress, bar ? progress_style(options->progress_always, true) : PROGRESS_OFF, options->memory.paged ? "qmem " : "plain",
-                 job->program.sweeps, job->program.gates);
+                 options->memory.chunked ? 0 : job->program.sweeps, job->program.gates);
   run_t run = {.engine = job->engine, .progress = bar ? &progress : NULL, .random = &job->random, .bits = job->bits, .work = &job->work};
   double start = seconds_now();
   if (!program_run(&job->program, &job->state, &run, error, sizeof error)) die("%s", error);
@@ -232,7 +235,7 @@ static void print_probabilities(const job_t *job) {
 static void print_stats(job_t *job, unsigned threads) {
   fprintf(stderr, "%u qubits, %s; %zu gates in %zu operations in %zu sweeps, %u threads\n", job->state.qubits,
           bytes_text((double)job->state.bytes), job->program.gates, job->program.operations, job->program.sweeps, threads);
-  if (job->state.chunks) fprintf(stderr, "by chunk: %zu visits, %zu swaps of qubits\n", job->work.visits, job->work.swaps);
+  if (job->state.chunks) fprintf(stderr, "by chunk: %zu visits with %zu sweeps in memory, %zu swaps of qubits\n", job->work.visits, job->work.sweeps, job->work.swaps);
   fprintf(stderr, "%.3f s, norm %.15f\n", job->seconds, measure_norm(job->engine, &job->state));
   memory_stats_t stats;
   if (!job->options->memory.paged || qmem_get_stats(&stats) != MEMORY_STATUS_OK) return;
@@ -253,7 +256,7 @@ int main(int argc, char **argv) {
   if (!program_build(&job.circuit, job.end, &options.plan, &job.program)) die("%s", "out of memory for the plan");
   if (!memory_open(&options.memory, error, sizeof error)) die("%s", error);
   if (!state_create(&job.state, job.circuit.num_qubits, &options.memory, error, sizeof error)) die("%s", error);
-  unsigned threads = state_threads(options.threads, &options.memory, options.plan.partner_qubits);
+  unsigned threads = options.memory.chunked ? options.threads : state_threads(options.threads, &options.memory, options.plan.partner_qubits);
   job.engine = engine_create(threads, options.hints);
   if (!job.engine) die("%s", "cannot start the threads; --threads 1 needs none");
   run_once(&job, true);

@@ -10,6 +10,7 @@ typedef struct {
   uint64_t inside;          /* qubits in the block */
   unsigned room;            /* qubits that can still be taken in */
   unsigned chunk_room;      /* of them, from CHUNK_QUBITS up */
+  uint64_t allowed;         /* qubits that may be taken in */
   uint64_t mixed;           /* qubits on which a gate that waits is not diagonal: nothing may pass it there */
   uint64_t phased;          /* qubits on which a gate that waits is diagonal: only what is diagonal there may pass */
 } filling_t;
@@ -31,13 +32,14 @@ static void start_filling(filling_t *filling, unsigned qubits, const plan_option
   filling->inside = bits(0, rows);
   filling->room = smaller(qubits, BLOCK_QUBITS) - rows;
   filling->mixed = ~bits(0, qubits); /* no such qubits: when all are mixed, nothing more can pass */
-  filling->chunk_room = options->inside_chunks ? 0 : options->partner_qubits ? options->partner_qubits : PARTNER_QUBITS;
+  filling->chunk_room = options->within ? BLOCK_QUBITS : options->partner_qubits ? options->partner_qubits : PARTNER_QUBITS;
+  filling->allowed = options->within ? options->within : ~0ull;
 }
 
 static bool take_in(filling_t *filling, uint64_t wanted) {
   uint64_t more = wanted & ~filling->inside;
   unsigned all = (unsigned)__builtin_popcountll(more), high = (unsigned)__builtin_popcountll(more >> CHUNK_QUBITS);
-  if (all > filling->room || high > filling->chunk_room) return false;
+  if ((more & ~filling->allowed) || all > filling->room || high > filling->chunk_room) return false;
   filling->inside |= more;
   filling->room -= all;
   filling->chunk_room -= high;

@@ -9,6 +9,7 @@
 #define ROW_QUBITS 8u       /* these qubits are in every block, so that a block is made of rows of 4 KiB */
 #define CHUNK_QUBITS 17u    /* 2^17 amplitudes are the 2 MiB in which paged memory comes and goes */
 #define PARTNER_QUBITS 4u   /* a block may spread over 2^4 such chunks, not more */
+#define GROUP_MAX_QUBITS 16u /* a visit by chunk brings at most 2^16 chunks together */
 #define LANE_QUBITS 3u      /* eight doubles are handled at once */
 #define STATE_MIN_QUBITS 8u /* smaller registers are padded to this */
 #define MATRIX_MAX_QUBITS 5u
@@ -53,7 +54,8 @@ typedef struct {
   bool fuse;                /* false: a sweep for every gate, for checking */
   unsigned matrix_qubits;   /* 0: MATRIX_MAX_QUBITS */
   unsigned partner_qubits;  /* 0: PARTNER_QUBITS */
-  bool inside_chunks;       /* blocks do not spread over chunks at all */
+  unsigned group_qubits;    /* by chunk: at most so many qubits outside of chunks at a visit */
+  uint64_t within;          /* blocks spread over these qubits only, and over as many chunks as it takes: all are in memory; 0: over all */
 } plan_options_t;
 
 /* Plans items [first, end), gates all of them, on a state of `qubits` (padded) qubits. False: out of memory. */

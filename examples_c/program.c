@@ -44,6 +44,8 @@ void program_free(program_t *program) {
 
 bool program_run(const program_t *program, state_t *state, const run_t *run, char *error, size_t cap) {
   engine_reset(run->engine, state);
+  const view_t view = engine_view(state);
+  const chunked_options_t chunked = {.plan = &program->options, .engine = run->engine, .progress = run->progress};
   for (size_t i = 0; i < program->count; i++) {
     const step_of_program_t *step = &program->steps[i];
     const item_t *collapse = step->collapse;
@@ -52,12 +54,13 @@ bool program_run(const program_t *program, state_t *state, const run_t *run, cha
     else if (collapse)
       measure_reset(run->engine, state, collapse->target[0], run->random);
     if (state->chunks && step->end > step->first) {
-      bool good = chunked_run(program->circuit, step->first, step->end, &program->options, state->chunks, state->padded, run->work, error, cap);
+      bool good = chunked_run(program->circuit, step->first, step->end, &chunked, state->chunks, state->padded, run->work, error, cap);
       if (!good) return false;
       continue;
     }
     for (size_t s = 0; s < step->plan.count; s++) {
-      engine_sweep(run->engine, state, &step->plan.sweeps[s], run->progress);
+      engine_sweep(run->engine, &view, &step->plan.sweeps[s], run->progress);
+      if (run->progress) progress_sweep_done(run->progress, step->plan.sweeps[s].gates);
       if (run->after) run->after(run->user);
     }
   }

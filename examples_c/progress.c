@@ -27,23 +27,30 @@ void progress_start(progress_t *progress, progress_style_t style, const char *la
 
 static void print(progress_t *progress, double share, double now) {
   double elapsed = now - progress->started, left = share > 0 ? elapsed * (1 - share) / share : 0;
+  char sweeps[64];
+  if (progress->sweeps > 0)
+    snprintf(sweeps, sizeof sweeps, "sweep %zu/%zu", progress->sweep, progress->sweeps);
+  else
+    snprintf(sweeps, sizeof sweeps, "sweep %zu", progress->sweep);
   if (progress->style == PROGRESS_LINES) {
-    fprintf(stderr, "%s: %3.0f%%  sweep %zu/%zu  %.1f s\n", progress->label, 100 * share, progress->sweep, progress->sweeps, elapsed);
+    fprintf(stderr, "%s: %3.0f%%  %s  %.1f s\n", progress->label, 100 * share, sweeps, elapsed);
     return;
   }
   char bar[BAR_WIDTH + 1];
   for (int i = 0; i < BAR_WIDTH; i++) bar[i] = i < (int)(share * BAR_WIDTH + 0.5) ? '#' : '.';
   bar[BAR_WIDTH] = '\0';
-  fprintf(stderr, "\r%s [%s] %3.0f%%  sweep %zu/%zu  gates %zu/%zu  %.1f s", progress->label, bar, 100 * share, progress->sweep,
-          progress->sweeps, progress->gates_done, progress->gates, elapsed);
+  fprintf(stderr, "\r%s [%s] %3.0f%%  %s  gates %zu/%zu  %.1f s", progress->label, bar, 100 * share, sweeps, progress->gates_done,
+          progress->gates, elapsed);
   if (share > 0.01 && share < 1) fprintf(stderr, ", %.0f s left", left);
   fprintf(stderr, "\033[K");
   fflush(stderr);
 }
 
 void progress_show(progress_t *progress, double fraction) {
-  if (progress->style == PROGRESS_OFF || progress->sweeps == 0) return;
-  double share = ((double)progress->sweep + fraction) / (double)progress->sweeps, now = seconds_now();
+  if (progress->style == PROGRESS_OFF || progress->gates == 0) return;
+  double share = progress->sweeps > 0 ? ((double)progress->sweep + fraction) / (double)progress->sweeps
+                                      : ((double)progress->gates_done + fraction * (double)progress->gates_now) / (double)progress->gates;
+  double now = seconds_now();
   if (progress->style == PROGRESS_LINES) {
     int tenth = (int)(10 * share + 1e-9);
     if (tenth <= progress->shown_tenth) return;
@@ -55,6 +62,8 @@ void progress_show(progress_t *progress, double fraction) {
   print(progress, share, now);
 }
 
+void progress_sweep_begin(progress_t *progress, size_t gates) { progress->gates_now = gates; }
+
 void progress_sweep_done(progress_t *progress, size_t gates) {
   progress->sweep++;
   progress->gates_done += gates;
@@ -62,5 +71,5 @@ void progress_sweep_done(progress_t *progress, size_t gates) {
 }
 
 void progress_end(progress_t *progress) {
-  if (progress->style == PROGRESS_BAR && progress->sweeps > 0) fputc('\n', stderr);
+  if (progress->style == PROGRESS_BAR && progress->gates > 0) fputc('\n', stderr);
 }

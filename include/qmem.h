@@ -169,6 +169,30 @@ typedef struct qmem_chunk_t {
  */
 typedef memory_status_t (*qmem_chunk_fn)(const struct qmem_chunk_t *chunk, void *user);
 
+/** 2^k chunks of a state, as a function that visits groups sees them. */
+typedef struct qmem_group_t {
+  /**
+   * The chunks' amplitudes, to read and write during the call. Bit j of a chunk's position in this list is the j-th qubit asked for.
+   */
+  void *const *chunk;
+  /** Physical index of the first amplitude of each. */
+  const uint64_t *first;
+  /** Chunks. */
+  size_t count;
+  /** In each chunk. */
+  size_t amplitudes;
+  /** By bit of the physical index: the qubit; as many as the state has. */
+  const uint8_t *logical_qubit;
+  /** Zero. */
+  uint64_t reserved[4];
+} qmem_group_t;
+
+/**
+ * Visits a group, on the thread that asked for it; its own threads may help. Every other answer than MEMORY_STATUS_OK ends the visit. It
+ * must return: no exception, no longjmp.
+ */
+typedef memory_status_t (*qmem_group_fn)(const struct qmem_group_t *group, void *user);
+
 /** As above. */
 typedef struct qmem_pool qmem_pool_t;
 
@@ -633,6 +657,24 @@ memory_status_t qmem_state_for_each_pair(struct qmem_state_t *state,
                                          uint32_t qubit,
                                          qmem_chunk_fn fn,
                                          void *user);
+
+/**
+ * How many qubits outside of chunks a group may spread over at present, so that one group can be worked on while the next one comes:
+ * both take half the budget together. 0 for NULL.
+ */
+uint32_t qmem_state_group_qubits(const struct qmem_state_t *state);
+
+/**
+ * Calls `fn` for every group of 2^`count` chunks that differ in `count` qubits alone: what several gates on them need. Each amplitude
+ * is in one group. `fn` is called by the calling thread, for one group after the other, those first of which most is in memory, while the
+ * next one is brought. The qubits must lie outside of chunks and be different; MEMORY_STATUS_INVALID_ARGUMENT if they do not.
+ * MEMORY_STATUS_LIMIT if the budget has no room to pin one group: `qmem_state_group_qubits` says what has.
+ */
+memory_status_t qmem_state_for_each_group(struct qmem_state_t *state,
+                                          const uint32_t *qubits,
+                                          size_t count,
+                                          qmem_group_fn fn,
+                                          void *user);
 
 /**
  * Qubits `x` and `y` trade places in the physical index; the state remains the same one, and `logical_qubit` of chunks tells where each is.

@@ -4,7 +4,7 @@ use super::guard::{answer, enumerator, memory, number, reference, status, value}
 use super::types::*;
 use crate::error::{Error, Status};
 use crate::fail;
-use crate::system::state::{Chunk, State};
+use crate::system::state::{Chunk, Group, MAX_QUBITS, State};
 use core::ffi::c_void;
 use core::mem::MaybeUninit;
 
@@ -37,6 +37,28 @@ pub struct qmem_chunk_t {
 /// MEMORY_STATUS_OK ends the visit. It must return: no exception, no longjmp.
 pub type qmem_chunk_fn =
     Option<unsafe extern "C" fn(chunk: *const qmem_chunk_t, user: *mut c_void) -> MaybeUninit<memory_status_t>>;
+
+/// 2^k chunks of a state, as a function that visits groups sees them.
+#[repr(C)]
+pub struct qmem_group_t {
+    /// The chunks' amplitudes, to read and write during the call. Bit j of a chunk's position in this list is the j-th qubit asked for.
+    pub chunk: *const *mut c_void,
+    /// Physical index of the first amplitude of each.
+    pub first: *const u64,
+    /// Chunks.
+    pub count: usize,
+    /// In each chunk.
+    pub amplitudes: usize,
+    /// By bit of the physical index: the qubit; as many as the state has.
+    pub logical_qubit: *const u8,
+    /// Zero.
+    pub reserved: [u64; 4],
+}
+
+/// Visits a group, on the thread that asked for it; its own threads may help. Every other answer than MEMORY_STATUS_OK ends the visit. It
+/// must return: no exception, no longjmp.
+pub type qmem_group_fn =
+    Option<unsafe extern "C" fn(group: *const qmem_group_t, user: *mut c_void) -> MaybeUninit<memory_status_t>>;
 
 /// # Safety
 /// `state` is NULL or of `qmem_state_create` and not destroyed.
@@ -154,6 +176,59 @@ pub unsafe extern "C" fn qmem_state_for_each_pair(
         let state = unsafe { of(state)? };
         let visitor = Visitor::of(r#fn, user)?;
         state.for_each_pair(qubit, &|chunk| visitor.call(chunk))
+    })
+}
+
+/// How many qubits outside of chunks a group may spread over at present, so that one group can be worked on while the next one comes:
+/// both take half the budget together. 0 for NULL.
+///
+/// # Safety
+/// `state` is NULL or a live state.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn qmem_state_group_qubits(state: *const qmem_state_t) -> u32 {
+    // SAFETY: the caller's promise.
+    value(0, || Ok(unsafe { of(state)? }.group_qubits()))
+}
+
+/// Calls `fn` for every group of 2^`count` chunks that differ in `count` qubits alone: what several gates on them need. Each amplitude
+/// is in one group. `fn` is called by the calling thread, for one group after the other, those first of which most is in memory, while the
+/// next one is brought. The qubits must lie outside of chunks and be different; MEMORY_STATUS_INVALID_ARGUMENT if they do not.
+/// MEMORY_STATUS_LIMIT if the budget has no room to pin one group: `qmem_state_group_qubits` says what has.
+///
+/// # Safety
+/// `state` is NULL or a live state; `qubits` points to `count` numbers, or `count` is 0.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn qmem_state_for_each_group(
+    state: *mut qmem_state_t,
+    qubits: *const u32,
+    count: usize,
+    r#fn: qmem_group_fn,
+    user: *mut c_void,
+) -> memory_status_t {
+    status(|| {
+        // SAFETY: the caller's promise.
+        let state = unsafe { of(state)? };
+        let visit = r#fn.ok_or_else(|| fail!(InvalidArgument, "fn is NULL"))?;
+        if count > MAX_QUBITS as usize {
+            return Err(fail!(InvalidArgument, "count = {count}: no state has more than {MAX_QUBITS} qubits"));
+        }
+        let qubits = match count {
+            0 => &[],
+            // SAFETY: the caller's promise; not NULL.
+            _ => unsafe { core::slice::from_raw_parts(reference(qubits, "qubits")?, count) },
+        };
+        state.for_each_group(qubits, &mut |group: &Group| {
+            let seen = qmem_group_t {
+                chunk: group.chunks.as_ptr().cast(),
+                first: group.first.as_ptr(),
+                count: group.chunks.len(),
+                amplitudes: group.amplitudes,
+                logical_qubit: group.qubits.as_ptr(),
+                reserved: [0; 4],
+            };
+            // SAFETY: the program's own function, called on its own thread.
+            Status::from_number(number(unsafe { visit(&raw const seen, user) }))
+        })
     })
 }
 

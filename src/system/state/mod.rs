@@ -3,11 +3,13 @@
 //! Three orders of amplitudes meet here. The logical index has qubit q as bit q. The physical index, which is what a visit of chunks sees,
 //! has qubit `qubit[p]` as bit p; its lower bits are the place inside a chunk, its upper ones the chunk. The address has bit `place[p]` of
 //! the chunk's number where the physical index has bit p: so two qubits that are both outside of chunks trade places without a byte moved.
-//! Visits are in `visit.rs`, moves of data in `permute.rs`.
+//! Visits are in `visit.rs` and `group.rs`, moves of data in `permute.rs`.
 
+mod group;
 mod permute;
 mod visit;
 
+pub use group::Group;
 pub use visit::Chunk;
 
 use super::memory::{self, Door};
@@ -197,16 +199,21 @@ impl State {
         self.check_qubit(qubit, "qubit")?;
         let _working = self.work()?;
         let order = self.order();
+        let outside = self.outside(&order, qubit)?;
+        let units = self.pairs(outside);
+        self.visit(&order, units, &|chunk| answered(act(chunk)))
+    }
+
+    /// The bit of chunks' numbers that a qubit is.
+    fn outside(&self, order: &Order, qubit: u32) -> Result<usize, Error> {
         let bit = order.bit_of(qubit);
-        let Some(outside) = bit.checked_sub(self.local as usize) else {
-            return Err(fail!(
+        bit.checked_sub(self.local as usize).ok_or_else(|| {
+            fail!(
                 InvalidArgument,
                 "qubit {qubit} is bit {bit} of the physical index, inside every chunk: bits from {} on tell chunks apart; use qmem_state_for_each",
                 self.local
-            ));
-        };
-        let units = self.pairs(outside);
-        self.visit(&order, units, &|chunk| answered(act(chunk)))
+            )
+        })
     }
 
     /// Chunks that differ in one bit of their number.
