@@ -76,7 +76,7 @@ test: setup build $(EXAMPLES) ## every test; the last line is the count
 	@tools/setup tests || echo "test: without them, the tests that need them are skipped"
 	@tools/test
 
-soak: setup build ## the randomised tests, much longer
+soak: setup build $(EXAMPLES) ## the randomised tests, much longer
 	@QMEM_TEST_SECONDS=$${QMEM_TEST_SECONDS:-600} tools/test soak
 
 bench: setup build $(EXAMPLES) ## every figure that the README quotes, beside its peers

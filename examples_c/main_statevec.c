@@ -17,6 +17,7 @@ static const char usage[] =
     "  --memory plain|qmem    where the state lies (plain)\n"
     "  --budget SIZE          qmem: bytes resident at most, such as 256M; 0: qmem's default\n"
     "  --tolerance T          qmem: relative error that lossy compression may leave; 0: lossless\n"
+    "  --error-budget X       --chunked: infidelity that lossy compression may cost in all; 0: lossless\n"
     "  --chunked              qmem: gates visit chunks, several at a visit, with qubits remapped; not with --tolerance\n"
     "  --hints                qmem: announce the next chunks before they are touched\n"
     "  --threads N            default: the processors that are there\n"
@@ -69,15 +70,19 @@ static void set_memory(options_t *options, const char *option, const char *value
   } else if (strcmp(option, "--budget") == 0) {
     if (!parse_bytes(value, &options->memory.budget)) die("--budget: found '%s', expected a size such as 256M", value);
   } else {
-    options->memory.tolerance = strtod(value, &end);
-    if (end == value || *end || !(options->memory.tolerance >= 0 && options->memory.tolerance < 1))
-      die("--tolerance: found '%s', expected a number from 0 to below 1", value);
+    double *loss = strcmp(option, "--tolerance") == 0 ? &options->memory.tolerance : &options->memory.error_budget;
+    *loss = strtod(value, &end);
+    if (end == value || *end || !(*loss >= 0 && *loss < 1)) {
+      fprintf(stderr, "statevec: %s: found '%s', expected a number from 0 to below 1\n", option, value);
+      exit(1);
+    }
   }
 }
 
 /* Options with a value; false if there is no such option. */
 static bool set_value(options_t *options, const char *option, const char *value) {
-  if (strcmp(option, "--memory") == 0 || strcmp(option, "--budget") == 0 || strcmp(option, "--tolerance") == 0)
+  if (strcmp(option, "--memory") == 0 || strcmp(option, "--budget") == 0 || strcmp(option, "--tolerance") == 0 ||
+      strcmp(option, "--error-budget") == 0)
     set_memory(options, option, value);
   else if (strcmp(option, "--threads") == 0)
     options->threads = (unsigned)number(option, value, 1, 1024);
@@ -143,6 +148,7 @@ static options_t read_options(int argc, char **argv) {
   }
   if (options.memory.chunked && (!options.memory.paged || options.memory.tolerance > 0))
     die("%s", "--chunked goes with --memory qmem, and without --tolerance");
+  if (options.memory.error_budget > 0 && !options.memory.chunked) die("%s", "--error-budget goes with --chunked; without it: --tolerance");
   if (!options.file) die("%s", "no file given; --help lists the options");
   return options;
 }
@@ -225,9 +231,11 @@ static void print_probabilities(const job_t *job) {
   outcome_t *top = malloc((job->options->probabilities + 1) * sizeof *top);
   if (!top) die("%s", "out of memory for the probabilities");
   size_t count = measure_top(&job->state, top, job->options->probabilities);
+  const memory_options_t *memory = &job->options->memory;
+  double norm = memory->tolerance > 0 || memory->error_budget > 0 ? measure_norm(job->engine, &job->state) : 1; /* loss changes it */
   for (size_t i = 0; i < count; i++) {
     for (unsigned q = job->state.qubits; q-- > 0;) putchar(top[i].index >> q & 1 ? '1' : '0');
-    printf("  %.15g\n", top[i].probability);
+    printf("  %.15g\n", top[i].probability / norm);
   }
   free(top);
 }

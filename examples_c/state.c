@@ -32,6 +32,7 @@ bool memory_open(const memory_options_t *options, char *error, size_t cap) {
       .enable_swapping = true,
   };
   memory_status_t status = initialize_memory_allocation(&config);
+  if (status == MEMORY_STATUS_OK) status = qmem_set_error_budget(options->error_budget);
   return status == MEMORY_STATUS_OK || say(error, cap, "qmem could not start", status);
 }
 

@@ -10,6 +10,7 @@ typedef struct {
   size_t budget;            /* bytes resident at most, paged only; 0: qmem's default */
   bool chunked;             /* by qmem_state_*, paged only */
   double tolerance;         /* relative error that lossy compression may leave; 0: lossless */
+  double error_budget;      /* by chunk: infidelity that it may cost in all; 0: lossless */
 } memory_options_t;
 
 typedef struct {
