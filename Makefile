@@ -23,7 +23,7 @@ QMEM := $(OUT)/qmem
 SYSTEM_LIBS := -lgcc_s -lpthread -ldl -lm -lc
 HEADERS := include/qmem_types.h include/quantum_memory.h include/qmem.h
 
-.PHONY: help setup build demo test bench bench-chunked bench-codec bench-heap bench-programs soak headers lint symbols install clean FORCE
+.PHONY: help setup build demo test bench bench-paged bench-chunked bench-codec bench-heap bench-programs soak headers lint symbols install clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -79,9 +79,11 @@ test: setup build $(EXAMPLES) ## every test; the last line is the count
 soak: setup build $(EXAMPLES) ## the randomised tests, much longer
 	@QMEM_TEST_SECONDS=$${QMEM_TEST_SECONDS:-600} tools/test soak
 
-bench: setup build $(EXAMPLES) ## every figure that the README quotes, beside its peers
-	@benches/run
+bench: bench-paged ## every figure that the README quotes, beside its peers
 	@benches/monitoring/run
+
+bench-paged: setup build ## paged memory beside the kernel's swap, file mappings and plain huge pages
+	@benches/run
 
 bench-heap: setup build ## malloc beside other allocators, which it builds: time, memory, instructions
 	@benches/heap/build_peers

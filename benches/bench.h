@@ -30,6 +30,9 @@ bool memory_kind_of(const char *name, memory_kind *kind);
 buffer memory_allocate(const options *o, memory_kind kind, size_t bytes, bool streaming); /* zeros; exits with a message on failure */
 void memory_release(buffer *b);
 void memory_print_qmem_stats(void);               /* one JSON member with a leading comma; nothing without the library */
+size_t memory_moved_out(void);                    /* chunks that have left qmem's memory so far */
+void *memory_geometric(size_t rows, size_t columns, size_t *stride); /* complex<double>, by qmem_allocate_geometric; stride in elements */
+void memory_geometric_free(void *matrix);
 size_t memory_available(void);                    /* of the machine */
 void memory_print_rss(void);                      /* the same: peak resident set and huge-page bytes of this process */
 
@@ -41,7 +44,9 @@ typedef struct { uint64_t checksum; double norm; } state_digest;
 state_digest state_check(const options *o, const double *state);
 double state_fidelity(const options *o, const double *state); /* |<initial|state>|^2 / norms */
 
-/* ---- stream.c, bounds.c: the other jobs ---- */
+/* ---- stream.c, bounds.c, traces.c, layout.c: the other jobs ---- */
+int traces_measure(const options *o);
+int layout_measure(const options *o);
 int stream_fill_verify(const options *o);
 int bounds_measure(const options *o);
 int bounds_touch(const options *o);

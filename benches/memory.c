@@ -77,8 +77,29 @@ void memory_print_qmem_stats(void) {
          qmem_version(), s.budget_bytes, s.peak_resident_bytes, s.resident_bytes, s.compressed_bytes, s.deduplicated_bytes,
          s.swapped_bytes, s.page_faults, s.evictions, s.error_spent);
 }
+size_t memory_moved_out(void) {
+  memory_stats_t s = {0};
+  if (qmem_get_stats(&s) != MEMORY_STATUS_OK) fail_qmem("qmem_get_stats");
+  return s.evictions;
+}
+
+void *memory_geometric(size_t rows, size_t columns, size_t *stride) {
+  qmem_layout_t layout;
+  void *matrix = qmem_allocate_geometric((const size_t[]){rows, columns}, 2);
+  if (!matrix || qmem_get_layout(matrix, &layout) != MEMORY_STATUS_OK) fail_qmem("qmem_allocate_geometric");
+  *stride = layout.strides[0];
+  return matrix;
+}
+
+void memory_geometric_free(void *matrix) { qmem_free(matrix); }
 #else
 void memory_print_qmem_stats(void) {}
+size_t memory_moved_out(void) { return 0; }
+void *memory_geometric(size_t rows, size_t columns, size_t *stride) {
+  *stride = columns;
+  fail("built without qmem: an array of %zu by %zu cannot be padded", rows, columns);
+}
+void memory_geometric_free(void *matrix) { (void)matrix; }
 #endif
 
 buffer memory_allocate(const options *o, memory_kind kind, size_t bytes, bool streaming) {

@@ -10,7 +10,7 @@
 
 static const char HELP[] =
     "sweep: Hadamard sweeps and block streams over one kind of memory; prints one line of JSON\n"
-    "  --job sweep|resident-pairs|fill-verify|bounds|touch   default sweep\n"
+    "  --job sweep|resident-pairs|fill-verify|bounds|touch|traces|layout   default sweep\n"
     "  --memory plain|huge|mmap-file|qmem   default plain\n"
     "  --against KIND       resident-pairs: the second buffer, default huge\n"
     "  --bytes N[K|M|G]     size of the state or buffer, a power of two from 64K (touch: any), default 2G\n"
@@ -208,10 +208,12 @@ int main(int argc, char **argv) {
   for (int letter, index = 0; (letter = getopt_long(argc, argv, "", table, &index)) != -1;) take(&o, &job, letter, table[index].name, optarg);
   if (optind < argc) fail("%s: not an option; see --help", argv[optind]);
   if (strcmp(job, "touch") == 0) return bounds_touch(&o);
+  if (strcmp(job, "layout") == 0) return layout_measure(&o);
   check_options(&o);
+  if (strcmp(job, "traces") == 0) return traces_measure(&o);
   if (strcmp(job, "sweep") == 0) return job_sweep(&o);
   if (strcmp(job, "resident-pairs") == 0) return job_resident_pairs(&o);
   if (strcmp(job, "fill-verify") == 0) return stream_fill_verify(&o);
   if (strcmp(job, "bounds") == 0) return bounds_measure(&o);
-  fail("--job %s: not one of sweep, resident-pairs, fill-verify, bounds, touch", job);
+  fail("--job %s: not one of sweep, resident-pairs, fill-verify, bounds, touch, traces, layout", job);
 }

@@ -270,20 +270,46 @@ pub unsafe fn shift(from: usize, to: usize, size: usize) -> (usize, i32) {
 /// Where the last page ends that is there in a range, in memory or in the kernel's swap, as bytes from `start`. Asks without
 /// touching; 0 if /proc is not mounted.
 fn reach(start: usize, size: usize) -> usize {
-    let mut pages = [0u64; HUGE / PAGE];
-    let count = (size / PAGE).min(pages.len());
+    let mut pages = [0; HUGE / PAGE];
+    let last = page_map(start, size, &mut pages).and_then(|pages| pages.iter().rposition(|page| is_there(*page)));
+    last.map_or(0, |last| (last + 1) * PAGE)
+}
+
+/// Calls `act` for each page that is there in a range of at most a huge page, in memory or in the kernel's swap (without /proc those in
+/// swap are passed over). Asks without touching.
+pub fn each_page(start: usize, size: usize, mut act: impl FnMut(usize)) {
+    let mut pages = [0; HUGE / PAGE];
+    let mut resident = [0u8; HUGE / PAGE];
+    let mut seen = |there: &mut dyn Iterator<Item = bool>| {
+        there.enumerate().filter(|(_, there)| *there).for_each(|(page, _)| act(start + page * PAGE));
+    };
+    if let Some(pages) = page_map(start, size, &mut pages) {
+        seen(&mut pages.iter().map(|page| is_there(*page)));
+    // SAFETY: a byte for each page of the range; it only asks.
+    } else if size <= HUGE && unsafe { libc::mincore(start as *mut _, size, resident.as_mut_ptr()) } == 0 {
+        seen(&mut resident.iter().take(size / PAGE).map(|page| page & 1 == 1));
+    }
+}
+
+/// The entries of /proc/self/pagemap for a range. None if they are not to be had.
+fn page_map(start: usize, size: usize, entries: &mut [u64; HUGE / PAGE]) -> Option<&[u64]> {
+    let count = (size / PAGE).min(entries.len());
     // SAFETY: opens, reads as many entries as there is room for, and closes.
-    let there = unsafe {
+    let bytes = unsafe {
         let fd = libc::open(c"/proc/self/pagemap".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC);
         if fd < 0 {
-            return 0;
+            return None;
         }
-        let n = libc::pread(fd, pages.as_mut_ptr().cast(), count * 8, (start / PAGE * 8) as i64);
+        let n = libc::pread(fd, entries.as_mut_ptr().cast(), count * 8, (start / PAGE * 8) as i64);
         libc::close(fd);
-        usize::try_from(n).unwrap_or(0) / 8
+        n
     };
-    let last = pages.get(..there).and_then(|pages| pages.iter().rposition(|page| page >> 62 != 0));
-    last.map_or(0, |last| (last + 1) * PAGE)
+    entries.get(..usize::try_from(bytes).ok()? / 8)
+}
+
+/// By its entry: present, or swapped.
+fn is_there(entry: u64) -> bool {
+    entry >> 62 != 0
 }
 
 /// Does [`shift`] work here?

@@ -53,7 +53,7 @@ impl Pager {
             Act::Poison => self.backend.poison(region.address(id), region.chunk_bytes()),
             // Its owner himself met a page that the program had dropped.
             // SAFETY: the chunk is mapped: it is being made ready to be moved out.
-            _ if self.backend.is_unsharing(fault.thread) => unsafe { self.backend.repair(&fault) },
+            _ if self.backend.is_unsharing(&fault) => unsafe { self.backend.repair(&fault) },
             Act::Wait => self.deadlocked(id, fault.thread),
             _ => {}
         }

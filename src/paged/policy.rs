@@ -2,7 +2,13 @@
 //! sweep is a cyclic scan, of which LRU misses everything; here the main set stays put and only the window turns over, which
 //! is Belady's choice for a loop. One in [`RENEWAL`] victims is exchanged with the oldest of the main set, so that a working
 //! set that has moved on is let go (the bimodal insertion of Qureshi et al., ISCA 2007). The window grows when chunks come
-//! back that were evicted a moment ago. Called by fill and evict; its lock is held for a few pointer writes.
+//! back that were evicted a moment ago.
+//!
+//! Nobody sees accesses to what is resident, but everybody sees what comes back. A chunk that left the main set and stays away is
+//! evidence that the main set is out of date: while others have left and come back in half that time, they are taken into the main set
+//! at once, a few for each such chunk, and push its oldest out, which is judged likewise. In a loop all stay away equally long, and
+//! nothing changes. (Distances between uses decide in LIRS too, Jiang and Zhang, SIGMETRICS 2002, which sees every access.)
+//! `make bench-paged` counts on traces, beside LRU and Belady. Called by fill and evict; its lock is held for a few pointer writes.
 
 use super::region::{Chunk, ChunkId, Regions};
 use crate::sync::Mutex;
@@ -14,6 +20,10 @@ const RENEWAL: u32 = 32;
 const SLACK: usize = 8;
 /// Smallest window.
 const MIN_WINDOW: usize = 12;
+/// Chunks that left the main set and are watched for.
+const WATCHED: usize = 64;
+/// Chunks that the main set takes in for each that stays away.
+const TAKEN_IN: u32 = 4;
 /// Victims looked at before giving up (pinned ones are skipped).
 const LOOK: usize = 4096;
 
@@ -40,13 +50,34 @@ struct Queues {
     /// Chunks that the window should hold, beyond the share that all resident ones give it.
     extra: usize,
     turn: u32,
+    watch: Watch,
+}
+
+/// What left the main set and has not come back, oldest first.
+struct Watch {
+    gone: [Gone; WATCHED],
+    len: usize,
+    /// Chunks that the main set may still take in for those that stayed away.
+    credit: u32,
+    /// If they came back after so many evictions at most.
+    within: u32,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Gone {
+    id: ChunkId,
+    /// Chunks evicted when it left.
+    when: u32,
 }
 
 impl Policy {
     /// Empty queues.
     pub const fn new() -> Self {
         let none = Queue { newest: 0, oldest: 0, len: 0 };
-        Self { queues: Mutex::new(Queues { window: none, main: none, extra: 0, turn: 0 }), evicted: AtomicU32::new(0) }
+        Self {
+            queues: Mutex::new(Queues { window: none, main: none, extra: 0, turn: 0, watch: Watch::new() }),
+            evicted: AtomicU32::new(0),
+        }
     }
 
     /// A chunk has a frame now.
@@ -56,11 +87,24 @@ impl Policy {
         if chunk.queue.load(Relaxed) != 0 {
             return;
         }
-        let since = self.evicted.load(Relaxed).wrapping_sub(chunk.stamp.load(Relaxed));
-        if chunk.stamp.load(Relaxed) != 0 && (since as usize) < queues.target() / 2 {
+        let (now, stamp) = (self.evicted.load(Relaxed), chunk.stamp.load(Relaxed));
+        queues.watch.came_back(id);
+        if stamp == 0 {
+            return queues.push(regions, id, chunk, WINDOW);
+        }
+        let away = now.wrapping_sub(stamp);
+        if (away as usize) < queues.target() / 2 {
             queues.extra = (queues.extra + 2).min((queues.window.len + queues.main.len) / 3);
         }
-        queues.push(regions, id, chunk, WINDOW);
+        // What was away for a moment was read ahead in vain, or the window is too small: it says nothing of the main set.
+        let slack = (queues.window.len + queues.main.len) as u32 / 16;
+        let long = away as usize >= queues.target() / 2;
+        if long && queues.main.len > 0 && queues.watch.may_take_in(now, away, slack) {
+            queues.send_away(regions, now);
+            queues.push(regions, id, chunk, MAIN);
+        } else {
+            queues.push(regions, id, chunk, WINDOW);
+        }
     }
 
     /// It has none any more, or is pinned.
@@ -83,11 +127,13 @@ impl Policy {
             queues.hand_over(regions);
             queues.extra = queues.extra.saturating_sub(1);
             if let Some(id) = queues.take(regions, MAIN, &may) {
-                return Some(self.stamp(regions, id));
+                queues.watch.left(id, self.stamp(regions, id));
+                return Some(id);
             }
         }
         let id = queues.take(regions, first, &may).or_else(|| queues.take(regions, WINDOW + MAIN - first, &may))?;
-        Some(self.stamp(regions, id))
+        self.stamp(regions, id);
+        Some(id)
     }
 
     /// See `fork.rs`.
@@ -102,12 +148,59 @@ impl Policy {
         unsafe { self.queues.unlock_after_fork() };
     }
 
-    fn stamp(&self, regions: &Regions, id: ChunkId) -> ChunkId {
-        let count = self.evicted.fetch_add(1, Relaxed) + 1;
+    fn stamp(&self, regions: &Regions, id: ChunkId) -> u32 {
+        let count = self.evicted.fetch_add(1, Relaxed).wrapping_add(1).max(1);
         if let Some(chunk) = regions.chunk(id) {
-            chunk.stamp.store(count.max(1), Relaxed);
+            chunk.stamp.store(count, Relaxed);
         }
-        id
+        count
+    }
+}
+
+impl Watch {
+    const fn new() -> Self {
+        Self { gone: [Gone { id: 0, when: 0 }; WATCHED], len: 0, credit: 0, within: 0 }
+    }
+
+    /// A chunk leaves the main set. Of too many the oldest is forgotten.
+    fn left(&mut self, id: ChunkId, when: u32) {
+        if self.len == WATCHED {
+            self.forget(0);
+        }
+        if let Some(place) = self.gone.get_mut(self.len) {
+            *place = Gone { id, when };
+            self.len += 1;
+        }
+    }
+
+    fn came_back(&mut self, id: ChunkId) {
+        if let Some(at) = self.gone.iter().take(self.len).position(|gone| gone.id == id) {
+            self.forget(at);
+        }
+    }
+
+    fn forget(&mut self, at: usize) {
+        if at < self.len {
+            self.gone.copy_within(at + 1..self.len, at);
+            self.len -= 1;
+        }
+    }
+
+    /// May a chunk that was away for so many evictions go to the main set at once? Yes if others have left that and stay away for twice
+    /// as long.
+    fn may_take_in(&mut self, now: u32, away: u32, slack: u32) -> bool {
+        while let Some(oldest) = self.gone.first().filter(|_| self.len > 0) {
+            let age = now.wrapping_sub(oldest.when);
+            if age <= away.saturating_mul(2).saturating_add(slack) {
+                break;
+            }
+            self.forget(0);
+            self.credit = (self.credit + TAKEN_IN).min(WATCHED as u32);
+            self.within = age / 2;
+        }
+        let may = self.credit > 0 && away <= self.within;
+        self.credit -= u32::from(may);
+        may
     }
 }
 
@@ -159,6 +252,29 @@ impl Queues {
             self.unlink(regions, chunk);
             self.push(regions, id, chunk, MAIN);
         }
+    }
+
+    /// The oldest of the main set becomes the next victim, and is watched for.
+    fn send_away(&mut self, regions: &Regions, now: u32) {
+        let id = self.main.oldest;
+        let Some(chunk) = regions.chunk(id) else { return };
+        self.unlink(regions, chunk);
+        self.push_oldest(regions, id, chunk);
+        self.watch.left(id, now);
+    }
+
+    /// To the old end of the window.
+    fn push_oldest(&mut self, regions: &Regions, id: ChunkId, chunk: &Chunk) {
+        let oldest = self.window.oldest;
+        chunk.older.store(0, Relaxed);
+        chunk.newer.store(oldest, Relaxed);
+        chunk.queue.store(WINDOW, Relaxed);
+        match regions.chunk(oldest) {
+            Some(after) => after.older.store(id, Relaxed),
+            None => self.window.newest = id,
+        }
+        self.window.oldest = id;
+        self.window.len += 1;
     }
 
     fn take(&mut self, regions: &Regions, which: u32, may: &impl Fn(ChunkId) -> bool) -> Option<ChunkId> {

@@ -272,6 +272,30 @@ fn half_done_writes_reads_and_moves_are_finished() {
 }
 
 #[test]
+#[ignore = "run as a child"]
+fn child_hidden_moves() {
+    for chunk in [CHUNK, 65536] {
+        plan(c"fault_hidden").store(0, SeqCst);
+        start(48 * MIB, chunk == CHUNK);
+        plan(c"fault_hidden").store(3, SeqCst);
+        let words = region(96 * MIB, chunk);
+        for salt in 1..4 {
+            write(words, salt);
+            check(words, salt);
+        }
+        stop(words);
+    }
+    let moves = matches!(paged::backend_info().unwrap().kind, paged::Kind::Move);
+    assert!(!moves || plan(c"fault_moves").load(SeqCst) > 0);
+}
+
+/// What Linux 6.18 does with pages that change under its hands.
+#[test]
+fn pages_that_moved_without_being_counted_are_found() {
+    passes("child_hidden_moves");
+}
+
+#[test]
 #[ignore = "run as a child, and killed"]
 fn child_sweeps() {
     start(48 * MIB, false);

@@ -21,6 +21,7 @@ volatile int fault_short;         /* writes and reads end after one page, now an
 volatile int fault_read;          /* 1: the place that is read next cannot be read any more; 2: it is damaged */
 volatile int64_t fault_place = -1;
 volatile int fault_move;          /* one move in so many is partial or refused, one mremap refused */
+volatile int fault_hidden;        /* one move in so many is made, and reported as if pages had been there before */
 volatile int fault_writes, fault_reads, fault_moves; /* how often that happened */
 
 static unsigned dice(void) {
@@ -102,6 +103,18 @@ int ioctl(int fd, unsigned long request, ...) {
   va_start(list, request);
   void *argument = va_arg(list, void *);
   va_end(list);
+  if (request == 0xC028AA05 && fault_hidden && dice() % fault_hidden == 0) {
+    struct move *move = argument;
+    uint64_t len = move->len;
+    if (dice() % 2 && len > 4096) move->len = 4096 * (1 + dice() % (len / 4096 - 1));
+    int result = real(fd, request, argument);
+    move->len = len;
+    if (result) return result;
+    __atomic_fetch_add(&fault_moves, 1, __ATOMIC_SEQ_CST);
+    move->done = -EEXIST;
+    errno = EEXIST;
+    return -1;
+  }
   if (request != 0xC028AA05 || !fault_move || dice() % fault_move) return real(fd, request, argument);
   struct move *move = argument;
   __atomic_fetch_add(&fault_moves, 1, __ATOMIC_SEQ_CST);

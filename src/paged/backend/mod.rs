@@ -251,8 +251,8 @@ impl Backend {
     }
 
     /// Does this thread wait for a page of a chunk that it owns itself?
-    pub fn is_unsharing(&self, thread: u32) -> bool {
-        matches!(&self.mechanism, Mechanism::Move(m) if m.is_unsharing(thread))
+    pub fn is_unsharing(&self, fault: &Fault) -> bool {
+        matches!(&self.mechanism, Mechanism::Move(m) if m.is_unsharing(fault))
     }
 
     /// Access to the chunk raises SIGBUS from now on.

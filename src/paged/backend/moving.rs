@@ -5,7 +5,7 @@ use crate::error::Error;
 use crate::os::uffd::{Fault, Uffd};
 use crate::os::{vm, worker};
 use core::sync::atomic::{
-    AtomicBool, AtomicU8, AtomicU32,
+    AtomicBool, AtomicU8, AtomicU32, AtomicUsize,
     Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
 
@@ -15,8 +15,18 @@ pub struct Moving {
     /// Frames of 4 KiB pages have been seen: page tables stay behind where they leave, and are cleared away.
     small: AtomicBool,
     /// Threads that make shared pages of a chunk they own their own just now.
-    unsharing: [AtomicU32; UNSHARING],
+    unsharing: [Unsharing; UNSHARING],
 }
+
+/// A thread that writes to a chunk it owns.
+struct Unsharing {
+    /// 0: nobody, [`CLAIMED`]: the range is not yet told.
+    thread: AtomicU32,
+    start: AtomicUsize,
+    len: AtomicUsize,
+}
+
+const CLAIMED: u32 = u32::MAX;
 
 /// Threads that can be at it at the same time; others wait.
 const UNSHARING: usize = 64;
@@ -26,11 +36,11 @@ const PATIENCE: u32 = 20;
 
 impl Moving {
     pub fn open() -> Result<Self, Error> {
-        Ok(Self { uffd: Uffd::open()?, small: AtomicBool::new(false), unsharing: [const { AtomicU32::new(0) }; UNSHARING] })
+        Ok(Self { uffd: Uffd::open()?, small: AtomicBool::new(false), unsharing: [const { Unsharing::new() }; UNSHARING] })
     }
 
     pub fn reopen(&self) -> Result<(), Error> {
-        self.unsharing.iter().for_each(|place| place.store(0, Relaxed));
+        self.unsharing.iter().for_each(|place| place.thread.store(0, Relaxed));
         self.uffd.reopen()
     }
 
@@ -103,6 +113,10 @@ impl Moving {
             if error == 0 || done >= len {
                 continue;
             }
+            if error == libc::EEXIST && is_gone(bay + done) {
+                done += vm::PAGE;
+                continue;
+            }
             tries = if moved > 0 { 0 } else { tries + 1 };
             if error == libc::EEXIST && tries == 1 {
                 // Something is mapped where nothing can be (the program advised the kernel behind our back): clear it.
@@ -168,6 +182,10 @@ impl Moving {
                 continue;
             }
             self.saw_small_pages();
+            if error == libc::EEXIST && is_gone(chunk + done) {
+                done += vm::PAGE;
+                continue;
+            }
             tries = if moved > 0 { 0 } else { tries + 1 };
             if error == libc::ENOENT {
                 // The program dropped this page (MADV_DONTNEED): it reads as zeros.
@@ -198,27 +216,27 @@ impl Moving {
     fn unshare(&self, start: usize, len: usize) {
         let this = worker::thread_id();
         let place = loop {
-            let free = |p: &&AtomicU32| p.compare_exchange(0, this, AcqRel, Relaxed).is_ok();
+            let free = |p: &&Unsharing| p.thread.compare_exchange(0, CLAIMED, AcqRel, Relaxed).is_ok();
             match self.unsharing.iter().find(free) {
                 Some(place) => break place,
                 None => worker::pause(50),
             }
         };
-        let mut there = [0u8; vm::HUGE / vm::PAGE];
-        let pages = len / vm::PAGE;
-        // SAFETY: a byte for each page of the range; it only asks.
-        let asked = unsafe { libc::mincore(start as *mut _, len, there.as_mut_ptr()) } == 0;
-        for (page, _) in there.iter().take(pages).enumerate().filter(|(_, there)| asked && **there & 1 == 1) {
-            // SAFETY: a page of a mapped chunk; atomic, so that no write of the program is lost. Should the program drop it at
-            // this very moment, the fault is answered because this thread stands in `unsharing`.
-            unsafe { own(start + page * vm::PAGE, vm::PAGE) };
-        }
-        place.store(0, Release);
+        place.start.store(start, Relaxed);
+        place.len.store(len, Relaxed);
+        place.thread.store(this, Release);
+        // SAFETY: pages of a mapped chunk; atomic, so that no write of the program is lost. Should the program drop one at this very
+        // moment, the fault is answered because this thread stands in `unsharing`.
+        vm::each_page(start, len, |page| unsafe { own(page, vm::PAGE) });
+        place.thread.store(0, Release);
     }
 
     /// Does this thread wait for a page of a chunk that it owns itself?
-    pub fn is_unsharing(&self, thread: u32) -> bool {
-        self.unsharing.iter().any(|place| place.load(Acquire) == thread)
+    pub fn is_unsharing(&self, fault: &Fault) -> bool {
+        self.unsharing.iter().any(|place| {
+            let mine = place.thread.load(Acquire) == fault.thread;
+            mine && fault.address.wrapping_sub(place.start.load(Relaxed)) < place.len.load(Relaxed)
+        })
     }
 
     /// # Safety
@@ -240,6 +258,22 @@ impl Moving {
     pub fn poison(&self, chunk: usize, len: usize) {
         self.uffd.poison(chunk, len);
         self.uffd.wake(chunk, len);
+    }
+}
+
+/// Has a page that could not be moved, because something is where it should go, been moved already? Linux 6.18 counts no page that it
+/// moves at its second attempt (one that changed between the look at it and the lock, as the program's write after a fork changes it):
+/// it tries it once more, finds it where it has just put it, and reports EEXIST with nothing moved. What is told after that begins with
+/// these pages again, for the target is looked at first; so they are all found here, one by one.
+fn is_gone(page: usize) -> bool {
+    let mut gone = true;
+    vm::each_page(page, vm::PAGE, |_| gone = false);
+    gone
+}
+
+impl Unsharing {
+    const fn new() -> Self {
+        Self { thread: AtomicU32::new(0), start: AtomicUsize::new(0), len: AtomicUsize::new(0) }
     }
 }
 

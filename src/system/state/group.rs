@@ -90,7 +90,9 @@ impl Groups<'_> {
         if self.state.paged {
             let mut lowest = core::mem::take(&mut self.lowest);
             // Stable: groups that are there to the same part keep their order.
-            lowest.sort_by_cached_key(|low| self.others.iter().filter(|other| !paged::is_resident(self.address(low | **other))).count());
+            lowest.sort_by_cached_key(|low| {
+                self.others.iter().filter(|other| !paged::is_resident(self.address(low | **other))).count()
+            });
             self.lowest = lowest;
         }
         let groups = &self;
