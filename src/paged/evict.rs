@@ -135,6 +135,7 @@ impl Pager {
                 if level::basic() {
                     counters::PAGER.ahead_wasted.add(1);
                 }
+                self.policy.nobody_came(chunk);
                 let to = if chunk.slot.load(Relaxed) == 0 { State::Zero } else { State::Stored };
                 let rest = Rest { bay, ragged: false, stale: true };
                 return self.settle(id, chunk, region, to, rest).then_some(size);

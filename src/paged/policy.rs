@@ -5,7 +5,7 @@
 //! back that were evicted a moment ago.
 //!
 //! Nobody sees accesses to what is resident, but everybody sees what comes back. A chunk that left the main set and stays away is
-//! evidence that the main set is out of date: while others have left and come back in half that time, they are taken into the main set
+//! evidence that the main set is out of date: if others leave and come back in half that time, they are taken into the main set
 //! at once, a few for each such chunk, and push its oldest out, which is judged likewise. In a loop all stay away equally long, and
 //! nothing changes. (Distances between uses decide in LIRS too, Jiang and Zhang, SIGMETRICS 2002, which sees every access.)
 //! `make bench-paged` counts on traces, beside LRU and Belady. Called by fill and evict; its lock is held for a few pointer writes.
@@ -27,13 +27,16 @@ const TAKEN_IN: u32 = 4;
 /// Victims looked at before giving up (pinned ones are skipped).
 const LOOK: usize = 4096;
 
+/// Evictions are counted modulo 2^31.
+const COUNT: u32 = u32::MAX >> 1;
+
 const WINDOW: u32 = 1;
 const MAIN: u32 = 2;
 
 /// The queues.
 pub struct Policy {
     queues: Mutex<Queues>,
-    /// Chunks evicted so far; a chunk's `stamp` is this number at its eviction.
+    /// Chunks evicted so far. A chunk's `stamp` is twice this number at its eviction, and one more if nobody came for it.
     evicted: AtomicU32,
 }
 
@@ -61,6 +64,8 @@ struct Watch {
     credit: u32,
     /// If they came back after so many evictions at most.
     within: u32,
+    /// How long chunks that come back have been away, on average, in sixteenths of an eviction.
+    usual: u32,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -87,19 +92,18 @@ impl Policy {
         if chunk.queue.load(Relaxed) != 0 {
             return;
         }
-        let (now, stamp) = (self.evicted.load(Relaxed), chunk.stamp.load(Relaxed));
+        let (now, stamp) = (self.evicted.load(Relaxed) & COUNT, chunk.stamp.load(Relaxed));
         queues.watch.came_back(id);
         if stamp == 0 {
             return queues.push(regions, id, chunk, WINDOW);
         }
-        let away = now.wrapping_sub(stamp);
+        let away = now.wrapping_sub(stamp >> 1) & COUNT;
         if (away as usize) < queues.target() / 2 {
             queues.extra = (queues.extra + 2).min((queues.window.len + queues.main.len) / 3);
         }
-        // What was away for a moment was read ahead in vain, or the window is too small: it says nothing of the main set.
+        // What was read ahead in vain says nothing of the main set.
         let slack = (queues.window.len + queues.main.len) as u32 / 16;
-        let long = away as usize >= queues.target() / 2;
-        if long && queues.main.len > 0 && queues.watch.may_take_in(now, away, slack) {
+        if stamp & 1 == 0 && queues.main.len > 0 && queues.watch.may_take_in(now, away, slack) {
             queues.send_away(regions, now);
             queues.push(regions, id, chunk, MAIN);
         } else {
@@ -148,10 +152,15 @@ impl Policy {
         unsafe { self.queues.unlock_after_fork() };
     }
 
+    /// A chunk that is being evicted was read ahead and never asked for.
+    pub fn nobody_came(&self, chunk: &Chunk) {
+        chunk.stamp.fetch_or(1, Relaxed);
+    }
+
     fn stamp(&self, regions: &Regions, id: ChunkId) -> u32 {
-        let count = self.evicted.fetch_add(1, Relaxed).wrapping_add(1).max(1);
+        let count = self.evicted.fetch_add(1, Relaxed).wrapping_add(1) & COUNT;
         if let Some(chunk) = regions.chunk(id) {
-            chunk.stamp.store(count, Relaxed);
+            chunk.stamp.store((count << 1).max(2), Relaxed);
         }
         count
     }
@@ -159,7 +168,7 @@ impl Policy {
 
 impl Watch {
     const fn new() -> Self {
-        Self { gone: [Gone { id: 0, when: 0 }; WATCHED], len: 0, credit: 0, within: 0 }
+        Self { gone: [Gone { id: 0, when: 0 }; WATCHED], len: 0, credit: 0, within: 0, usual: 0 }
     }
 
     /// A chunk leaves the main set. Of too many the oldest is forgotten.
@@ -187,11 +196,13 @@ impl Watch {
     }
 
     /// May a chunk that was away for so many evictions go to the main set at once? Yes if others have left that and stay away for twice
-    /// as long.
+    /// as long, and as is usual.
     fn may_take_in(&mut self, now: u32, away: u32, slack: u32) -> bool {
+        self.usual = self.usual - self.usual / 16 + away.min(COUNT / 32);
+        let long = away.max(self.usual / 16).saturating_mul(2).saturating_add(slack);
         while let Some(oldest) = self.gone.first().filter(|_| self.len > 0) {
-            let age = now.wrapping_sub(oldest.when);
-            if age <= away.saturating_mul(2).saturating_add(slack) {
+            let age = now.wrapping_sub(oldest.when) & COUNT;
+            if age <= long {
                 break;
             }
             self.forget(0);

@@ -24,7 +24,7 @@ pub struct Chunk {
     pub word: AtomicU64,
     /// Its slot, 0 = none. Changed only by the chunk's owner (Filling, Evicting) or when the region ends.
     pub slot: AtomicU32,
-    /// The pager's count of evictions when it was last evicted.
+    /// The policy's note of its last eviction, 0 = none.
     pub stamp: AtomicU32,
     /// Neighbours in the policy's queue, under the policy's lock.
     pub newer: AtomicU32,
