@@ -136,6 +136,7 @@ impl Pager {
                     counters::PAGER.ahead_wasted.add(1);
                 }
                 self.policy.nobody_came(chunk);
+                self.streams.lock().judged(false);
                 let to = if chunk.slot.load(Relaxed) == 0 { State::Zero } else { State::Stored };
                 let rest = Rest { bay, ragged: false, stale: true };
                 return self.settle(id, chunk, region, to, rest).then_some(size);

@@ -61,6 +61,7 @@ impl Pager {
         FAULTS.served(nanos, again);
         if before.state() == State::Staged {
             counters::PAGER.ahead_hits.add(1);
+            self.streams.lock().judged(true);
         }
         if level::detailed() {
             histogram::FAULTS.record(nanos);
@@ -376,8 +377,13 @@ impl Pager {
         }
         let state = |c: ChunkId| self.regions.chunk(c).map_or(State::Gone, |c| Word::load(&c.word).state());
         let passed = |c: ChunkId| !matches!(state(c), State::Zero | State::Stored);
-        let Some(ahead) = self.streams.lock().fault(thread, index, id, passed) else { return };
-        let depth = depth.min(ahead.hits as usize * 2);
+        let (found, trusted) = {
+            let mut streams = self.streams.lock();
+            (streams.fault(thread, index, id, passed), streams.trusted())
+        };
+        let Some(ahead) = found else { return };
+        // Where the guess was often wrong, one chunk at a time shows when it is right again.
+        let depth = if trusted { depth.min(ahead.hits as usize * 2) } else { 1 };
         let chunks = region.chunks();
         // A stream that has proved itself gets the next chunks mapped at once; the one behind them stays unmapped and tells
         // when the sweep gets there.

@@ -23,7 +23,12 @@ struct Stream {
 pub struct Streams {
     streams: [Stream; STREAMS],
     clock: u64,
+    /// Above 0 while most of what is read ahead is asked for; within [`TRUST`] either way.
+    trust: i32,
 }
+
+/// Chunks read ahead in vain, with as many more that were asked for, until streams are no longer trusted.
+const TRUST: i32 = 32;
 
 /// Where a fault's stream goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +43,17 @@ impl Streams {
     /// None yet.
     pub const fn new() -> Self {
         let none = Stream { thread: 0, region: 0, last: 0, stride: 0, hits: 0, used: 0 };
-        Self { streams: [none; STREAMS], clock: 0 }
+        Self { streams: [none; STREAMS], clock: 0, trust: TRUST }
+    }
+
+    /// A chunk that was read ahead was asked for, or nobody came for it.
+    pub fn judged(&mut self, right: bool) {
+        self.trust = (self.trust + if right { 1 } else { -1 }).clamp(-TRUST, TRUST);
+    }
+
+    /// Is what streams foretell what mostly happens?
+    pub fn trusted(&self) -> bool {
+        self.trust > 0
     }
 
     /// A fault of `thread` on `chunk` of `region`. `passed(id)`: is this chunk in memory, so that a sweep passes it without
