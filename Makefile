@@ -94,7 +94,7 @@ bench-programs: setup build ## unchanged simulators in less memory than they nee
 	@tools/setup programs || echo "bench-programs: without it, the program that needs it is left out"
 	@benches/programs/run
 
-bench-chunked: setup build $(EXAMPLES) ## the example simulator by chunk, beside sweeps over paged and plain memory
+bench-chunked: setup build $(EXAMPLES) ## the example simulator by chunk, beside sweeps over paged and plain memory (5 min)
 	@benches/chunked
 
 bench-codec: setup build ## the codecs beside zfp, SZ3, Blosc2 and pco, on states of a simulator
