@@ -201,9 +201,21 @@ static long times_asked(void) {
   return asked;
 }
 static char directory[64];
-static long checkpoints_are_wanted(void) { /* this version makes none, and says so where they are asked for */
+static long checkpoints_are_made(void) { /* by twelve ticks */
+  int tick, file;
+  long found = 0;
   setenv("QMEM_CHECKPOINT_DIR", directory, 1);
-  return initialize_memory_recovery(&recovery) == MEMORY_STATUS_OK ? qmem_tick() == MEMORY_STATUS_OK && recovery.checkpoint_interval > 0 : 1;
+  STATUS(MEMORY_STATUS_OK, initialize_memory_recovery(&recovery));
+  start_allocation();
+  CHECK(qmem_allocate(8 * MIB, 0) != NULL);
+  for (tick = 0; tick < 12; tick++)
+    STATUS(MEMORY_STATUS_OK, qmem_tick());
+  for (file = 0; file < 2; file++) {
+    char path[100];
+    snprintf(path, sizeof path, "%s/qmem-checkpoint.%d", directory, file);
+    found += unlink(path) == 0;
+  }
+  return found;
 }
 static long writes_a_log(void) {
   char path[100];
@@ -326,7 +338,7 @@ int main(void) {
 
   defaults();
   ROW(recovery, max_retries, 0, 6, times_asked, 4, 7);
-  ROW(recovery, checkpoint_interval, 0, 10, checkpoints_are_wanted, 0, 1);
+  ROW(recovery, checkpoint_interval, 0, 8, checkpoints_are_made, 0, 1);
   ROW(recovery, enable_logging, false, true, writes_a_log, 0, 1);
   ROW(recovery, fallback_strategy, FALLBACK_NONE, FALLBACK_CLASSICAL, heap_instead_of_a_device, 0, 1);
   ROW(recovery, fallback_strategy, FALLBACK_NONE, FALLBACK_SWAP, swaps_after_all, 0, 1);

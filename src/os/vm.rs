@@ -291,7 +291,7 @@ pub fn each_page(start: usize, size: usize, mut act: impl FnMut(usize)) {
     }
 }
 
-/// The entries of /proc/self/pagemap for a range. None if they are not to be had.
+/// The entries of /proc/self/pagemap for a range of at most a huge page. None if they are not to be had.
 fn page_map(start: usize, size: usize, entries: &mut [u64; HUGE / PAGE]) -> Option<&[u64]> {
     let count = (size / PAGE).min(entries.len());
     // SAFETY: opens, reads as many entries as there is room for, and closes.
@@ -304,7 +304,7 @@ fn page_map(start: usize, size: usize, entries: &mut [u64; HUGE / PAGE]) -> Opti
         libc::close(fd);
         n
     };
-    entries.get(..usize::try_from(bytes).ok()? / 8)
+    entries.get(..count).filter(|_| bytes == count as isize * 8)
 }
 
 /// By its entry: present, or swapped.
