@@ -301,3 +301,35 @@ impl Queues {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stays_away_gives_its_place_to_a_few_that_come_back() {
+        let mut watch = Watch::new();
+        watch.left(7, 100);
+        let takes = |watch: &mut Watch, now| (0..8).filter(|_| watch.may_take_in(now, 10, 4)).count();
+        assert_eq!(takes(&mut watch, 120), 0, "away for no longer than others");
+        assert_eq!(takes(&mut watch, 200), TAKEN_IN as usize);
+        assert_eq!(takes(&mut watch, 900), 0, "one that left is one piece of evidence");
+    }
+
+    #[test]
+    fn in_a_loop_nothing_changes() {
+        let mut watch = Watch::new();
+        // One in 32 leaves the main set; everything comes back after 200 evictions.
+        for now in 0..10_000u32 {
+            if now.is_multiple_of(32) {
+                watch.left(now + 1, now);
+            }
+            if now >= 200 {
+                watch.came_back(now - 200 + 1);
+                assert!(!watch.may_take_in(now, 200, 8), "{now}");
+                // Now and then one comes back at once.
+                assert!(now < 1000 || !now.is_multiple_of(50) || !watch.may_take_in(now, 10, 8), "{now}");
+            }
+        }
+    }
+}

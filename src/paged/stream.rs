@@ -171,4 +171,17 @@ mod tests {
         let told: Vec<_> = (0..6).map(|i| s.fault(1, 0, 50 + 33 * i, NONE).map(|a| a.stride)).collect();
         assert_eq!(told, [None; 6]);
     }
+
+    #[test]
+    fn trust_is_lost_by_what_was_read_in_vain_and_won_back() {
+        let mut s = Streams::new();
+        assert!(s.trusted());
+        (0..TRUST).for_each(|_| s.judged(false));
+        assert!(!s.trusted());
+        (0..10 * TRUST).for_each(|_| s.judged(false)); // no more than it can win back
+        (0..TRUST).for_each(|_| s.judged(true));
+        assert!(!s.trusted());
+        s.judged(true);
+        assert!(s.trusted());
+    }
 }

@@ -248,6 +248,16 @@ fn a_bad_place_costs_its_chunk_alone() {
     }
 }
 
+/// A region twice the budget, written and read three times.
+fn come_and_go(chunk: usize) {
+    let words = region(96 * MIB, chunk);
+    for salt in 1..4 {
+        write(words, salt);
+        check(words, salt);
+    }
+    stop(words);
+}
+
 #[test]
 #[ignore = "run as a child"]
 fn child_short() {
@@ -256,12 +266,7 @@ fn child_short() {
         start(48 * MIB, chunk == CHUNK);
         plan(c"fault_short").store(1, SeqCst);
         plan(c"fault_move").store(3, SeqCst);
-        let words = region(96 * MIB, chunk);
-        for salt in 1..4 {
-            write(words, salt);
-            check(words, salt);
-        }
-        stop(words);
+        come_and_go(chunk);
     }
     assert!(plan(c"fault_writes").load(SeqCst) > 0 && plan(c"fault_moves").load(SeqCst) > 0);
 }
@@ -278,12 +283,7 @@ fn child_hidden_moves() {
         plan(c"fault_hidden").store(0, SeqCst);
         start(48 * MIB, chunk == CHUNK);
         plan(c"fault_hidden").store(3, SeqCst);
-        let words = region(96 * MIB, chunk);
-        for salt in 1..4 {
-            write(words, salt);
-            check(words, salt);
-        }
-        stop(words);
+        come_and_go(chunk);
     }
     let moves = matches!(paged::backend_info().unwrap().kind, paged::Kind::Move);
     assert!(!moves || plan(c"fault_moves").load(SeqCst) > 0);
