@@ -214,13 +214,167 @@ static double together(size_t threads) {
   return (now() - start) / 2e6 / (double)threads;
 }
 
+/* As a server: slots of a thread are replaced at random; then it ends, and a new thread goes on with its blocks. */
+enum { SLOTS = 1000, SERVERS = 4 };
+struct serving {
+  void *blocks[SLOTS];
+  uint64_t random;
+};
+static void *server(void *arg) {
+  struct serving *own = arg;
+  for (int i = 0; i < 50000; i++) {
+    own->random ^= own->random << 13, own->random ^= own->random >> 7, own->random ^= own->random << 17;
+    size_t at = own->random % SLOTS, size = 8 + (own->random >> 32) % 1000;
+    free(own->blocks[at]);
+    touch(own->blocks[at] = malloc(size), size);
+  }
+  return arg;
+}
+static double served(size_t generations) {
+  static struct serving all[SERVERS];
+  pthread_t ids[SERVERS];
+  double start = now();
+  for (size_t i = 0; i < SERVERS; i++) all[i].random = i + 1;
+  for (size_t round = 0; round < generations; round++) {
+    for (size_t i = 0; i < SERVERS; i++) pthread_create(&ids[i], NULL, server, &all[i]);
+    for (size_t i = 0; i < SERVERS; i++) pthread_join(ids[i], NULL);
+  }
+  double time = (now() - start) / (double)(generations * SERVERS * 50000);
+  for (size_t i = 0; i < SERVERS; i++)
+    for (size_t k = 0; k < SLOTS; k++) free(all[i].blocks[k]), all[i].blocks[k] = NULL;
+  return time;
+}
+
+/* Threads that keep blocks, and leave every other one to whoever finds it in a shared table. */
+enum { SHARED = 4096 };
+static void *_Atomic shared[SHARED];
+static void *exchanger(void *arg) {
+  uint64_t own = (uint64_t)(uintptr_t)arg * 0x9e3779b97f4a7c15u | 1;
+  void *kept[512] = {0};
+  for (size_t i = 0; i < 1000000; i++) {
+    own ^= own << 13, own ^= own >> 7, own ^= own << 17;
+    size_t size = own % 64 ? 16 + own % 256 : 1000 + own % 8192;
+    void *block = malloc(size), *old;
+    touch(block, size);
+    if (own >> 20 & 1) old = __atomic_exchange_n(&shared[(own >> 32) % SHARED], block, __ATOMIC_ACQ_REL);
+    else old = kept[(own >> 32) % 512], kept[(own >> 32) % 512] = block;
+    free(old);
+  }
+  for (size_t i = 0; i < 512; i++) free(kept[i]);
+  return arg;
+}
+static double exchanged(size_t threads) {
+  pthread_t ids[16];
+  double start = now();
+  for (size_t i = 0; i < threads; i++) pthread_create(&ids[i], NULL, exchanger, (void *)(uintptr_t)(i + 1));
+  for (size_t i = 0; i < threads; i++) pthread_join(ids[i], NULL);
+  for (size_t i = 0; i < SHARED; i++) free(__atomic_exchange_n(&shared[i], NULL, __ATOMIC_ACQ_REL));
+  return (now() - start) / 1e6 / (double)threads;
+}
+
+/* Threads that write to a block of their own; the first one was allocated by the main thread, side by side with the others'. */
+static void *scratcher(void *arg) {
+  char *block = arg;
+  for (int i = 0; i < 200000; i++) {
+    for (int k = 0; k < 20; k++) ((volatile char *)block)[k % 8]++;
+    free(block);
+    block = malloc(8);
+  }
+  free(block);
+  return NULL;
+}
+static double scratched(size_t threads) {
+  pthread_t ids[16];
+  void *blocks[16];
+  for (size_t i = 0; i < threads; i++) blocks[i] = calloc(1, 8);
+  double start = now();
+  for (size_t i = 0; i < threads; i++) pthread_create(&ids[i], NULL, scratcher, blocks[i]);
+  for (size_t i = 0; i < threads; i++) pthread_join(ids[i], NULL);
+  return (now() - start) / 2e5 / (double)threads;
+}
+
+/* Trees that are built and taken down. */
+struct node { struct node *left, *right; };
+static struct node *grow_tree(int depth) {
+  struct node *node = malloc(sizeof *node);
+  if (!node) abort();
+  node->left = depth ? grow_tree(depth - 1) : NULL;
+  node->right = depth ? grow_tree(depth - 1) : NULL;
+  return node;
+}
+static size_t fell_tree(struct node *node) {
+  size_t count = node->left ? fell_tree(node->left) + fell_tree(node->right) : 0;
+  free(node);
+  return count + 1;
+}
+static double trees(int depth, size_t rounds) {
+  struct node *old = grow_tree(depth);
+  size_t count = 0;
+  double start = now();
+  for (size_t i = 0; i < rounds; i++) count += fell_tree(grow_tree((int)(i % (size_t)depth)));
+  double time = (now() - start) / (double)count;
+  fell_tree(old);
+  return time;
+}
+
+/* Batches by class, freed last first or first first, as a compiler's passes do. */
+static double batches(size_t rounds) {
+  enum { MOST = 4000 };
+  void *blocks[MOST];
+  size_t all = 0;
+  double start = now();
+  for (size_t round = 0; round < rounds; round++) {
+    size_t count = 100 + below(MOST - 100), size = 8 + below(600);
+    for (size_t i = 0; i < count; i++) touch(blocks[i] = malloc(size), size);
+    if (round % 2)
+      for (size_t i = 0; i < count; i++) free(blocks[i]);
+    else
+      for (size_t i = count; i-- > 0;) free(blocks[i]);
+    all += count;
+  }
+  return (now() - start) / (double)all;
+}
+
+/* Ten minutes of a program's life in short: phases with other sizes, a tenth of the blocks stays each time; MiB resident over MiB live. */
+static double fragmented(double seconds) {
+  enum { MOST = 400000 };
+  static void *blocks[MOST];
+  static size_t sizes[MOST];
+  size_t live = 0, count = 0, phase = 0;
+  double end = now() + seconds * 1e9, sum = 0;
+  while (now() < end) {
+    size_t typical = 16u << below(10);
+    while (live < (256u << 20) && count < MOST) {
+      size_t size = below(8) ? typical / 2 + below(typical) : mixed();
+      touch(blocks[count] = malloc(size), size);
+      live += sizes[count++] = size;
+    }
+    for (size_t turn = 0; turn < 200000; turn++) {
+      size_t at = below(count), size = typical / 2 + below(typical);
+      free(blocks[at]);
+      live -= sizes[at];
+      touch(blocks[at] = malloc(size), size);
+      live += sizes[at] = size;
+    }
+    sum += (double)resident() / (double)live, phase++;
+    for (size_t at = 0; at < count;)
+      if (below(10)) {
+        free(blocks[at]);
+        live -= sizes[at], count--;
+        blocks[at] = blocks[count], sizes[at] = sizes[count];
+      } else at++;
+  }
+  for (size_t i = 0; i < count; i++) free(blocks[i]);
+  return sum / (double)phase;
+}
+
 int main(int argc, char **argv) {
   const char *what = argc > 1 ? argv[1] : "";
   double result;
 #define WORKLOAD(name, call) else if (strcmp(what, name) == 0) result = call
   if (strcmp(what, "list") == 0) {
     puts("pair-16 pair-1K pair-8K pair-200K pair-1M pair-16M churn-64 churn-mixed burst passed-16 passed-1K realloc-1 realloc-16 lives calloc-200 "
-         "calloc-20K threads-2 kept-64 kept-1K kept-100K kept-trim");
+         "calloc-20K threads-2 served exchanged-2 exchanged-8 scratched-2 trees batches kept-64 kept-1K kept-100K kept-trim");
     return 0;
   }
   WORKLOAD("pair-16", pairs(16, 20000000));
@@ -240,6 +394,13 @@ int main(int argc, char **argv) {
   WORKLOAD("calloc-200", zeroed(200, 5000000));
   WORKLOAD("calloc-20K", zeroed(20000, 300000));
   WORKLOAD("threads-2", together(2));
+  WORKLOAD("served", served(40));
+  WORKLOAD("exchanged-2", exchanged(2));
+  WORKLOAD("exchanged-8", exchanged(8));
+  WORKLOAD("scratched-2", scratched(2));
+  WORKLOAD("trees", trees(16, 400));
+  WORKLOAD("batches", batches(2000));
+  WORKLOAD("fragmented", fragmented(argc > 2 ? atof(argv[2]) : 20));
   WORKLOAD("kept-64", given_back(64, 0));
   WORKLOAD("kept-1K", given_back(1024, 0));
   WORKLOAD("kept-100K", given_back(100000, 0));

@@ -182,7 +182,7 @@ pub unsafe fn free(pointer: *mut u8) {
 #[inline(never)]
 unsafe fn free_slow(pointer: *mut u8) {
     // SAFETY: the caller's promise.
-    if pointer.is_null() || unsafe { heap::free_run(pointer) || heap::free_others(pointer) } {
+    if pointer.is_null() || unsafe { heap::free_unsure(pointer) || heap::free_run(pointer) || heap::free_others(pointer) } {
         return;
     }
     let errno = vm::errno();

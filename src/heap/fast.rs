@@ -7,7 +7,7 @@
 
 use super::block::Block;
 use super::classes::{Class, MAX_RUN, MAX_SMALL, SLICE};
-use super::local::{CHECKS, Heap, SMALL};
+use super::local::{CHECKS, Heap, RECORD, SMALL, bin_of, offset};
 use super::refill;
 use super::span::{self, Kind, PLAIN_TAG, Place};
 use super::thread;
@@ -32,7 +32,7 @@ pub fn malloc_or(size: usize, slow: impl FnOnce(usize) -> *mut u8) -> *mut u8 {
     // SAFETY: the thread's heap is its own, and the index is below BINS; a list holds marked blocks and ends with a heap, whose
     // first word is no mark.
     unsafe {
-        let bin = (*heap).bins.get().cast::<*mut Block>().add((size + 15) >> 4);
+        let bin = bin_of(heap, size);
         let block = *bin;
         if (*block).mark != heap as usize {
             return slow(size);
@@ -157,7 +157,7 @@ unsafe fn starts_block(heap: *const Heap, slice: usize, ptr: *mut u8) -> bool {
             offset = inout(reg) offset => _,
             heap = in(reg) heap,
             slice = in(reg) slice,
-            checks = const CHECKS,
+            checks = const CHECKS - RECORD,
             no = label { return false },
             options(nostack, readonly),
         );
@@ -171,6 +171,32 @@ unsafe fn starts_block(heap: *const Heap, slice: usize, ptr: *mut u8) -> bool {
     }
 }
 
+/// Does the block look as if it were free already? Freed ones always do, others seldom; see [`RECORD`].
+///
+/// # Safety
+/// The block is the heap's.
+#[inline(always)]
+unsafe fn seems_marked(heap: *const Heap, ptr: *mut u8) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: reads one byte of a block, which its program may be writing if it errs.
+    unsafe {
+        core::arch::asm!(
+            "cmp byte ptr [rdi + 1], {heap:h}", // high halves of registers do not go with the new registers
+            "je {yes}",
+            heap = in(reg_abcd) heap,
+            in("rdi") ptr,
+            yes = label { return true },
+            options(nostack, readonly),
+        );
+        false
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    // SAFETY: the caller's promise.
+    unsafe {
+        (*ptr.cast::<Block>()).mark == heap as usize
+    }
+}
+
 /// Frees the block that starts at `ptr` if it is a plain one of the calling thread's; anything else is left to `slow`: what is
 /// nobody's, freed already or no block's start, other threads' blocks, larger and described ones, and the first that comes back
 /// to a slice without free blocks.
@@ -180,30 +206,60 @@ unsafe fn starts_block(heap: *const Heap, slice: usize, ptr: *mut u8) -> bool {
 #[inline(always)]
 pub unsafe fn free_or(ptr: *mut u8, slow: impl FnOnce(*mut u8)) {
     let heap = thread::heap();
-    let offset = (ptr as usize).wrapping_sub(heap as usize);
+    let offset = offset(heap, ptr as usize);
     // SAFETY: the thread's heap is its own; slices below the limit have entries; a block that starts in a slice open to `free` is
     // the heap's, and the caller gives it up.
     unsafe {
         if offset < (*heap).limit.get() {
             let slice = offset / SLICE;
-            let check = (*heap).check(slice);
-            if starts_block(heap, slice, ptr) {
-                let block = ptr.cast::<Block>();
-                if (*block).mark != heap as usize {
-                    let head = (*heap).head(slice);
-                    *block = Block { mark: heap as usize, next: *head };
-                    *head = block;
-                    let out = check.out.get().wrapping_sub(1);
-                    check.out.set(out);
-                    if out == 0 {
-                        counted_down(ptr);
-                    }
-                    return;
-                }
+            if starts_block(heap, slice, ptr) && !seems_marked(heap, ptr) {
+                return give_back(heap, slice, ptr);
             }
         }
     }
     slow(ptr);
+}
+
+/// Puts a block into its slice's list.
+///
+/// # Safety
+/// The heap is the thread's own; the block is live, of this slice, which is open to `free`, and the caller gives it up.
+#[inline(always)]
+unsafe fn give_back(heap: *const Heap, slice: usize, ptr: *mut u8) {
+    let block = ptr.cast::<Block>();
+    // SAFETY: the caller's promise.
+    unsafe {
+        let head = (*heap).head(slice);
+        *block = Block { mark: heap as usize, next: *head };
+        *head = block;
+        let check = (*heap).check(slice);
+        let out = check.out.get().wrapping_sub(1);
+        check.out.set(out);
+        if out == 0 {
+            counted_down(ptr);
+        }
+    }
+}
+
+/// Frees what [`free_or`] left because it looked as if it were free already, and is not; false, and nothing happens, if `ptr` is
+/// no such block.
+///
+/// # Safety
+/// As for [`free_or`].
+#[inline]
+pub unsafe fn free_unsure(ptr: *mut u8) -> bool {
+    let heap = thread::heap();
+    let offset = offset(heap, ptr as usize);
+    // SAFETY: as in `free_or`.
+    unsafe {
+        let live = offset < (*heap).limit.get()
+            && starts_block(heap, offset / SLICE, ptr)
+            && (*ptr.cast::<Block>()).mark != heap as usize;
+        if live {
+            give_back(heap, offset / SLICE, ptr);
+        }
+        live
+    }
 }
 
 /// Frees a run of the calling thread's heap that nobody watches; false, and nothing happens, if `ptr` is none.
@@ -213,7 +269,7 @@ pub unsafe fn free_or(ptr: *mut u8, slow: impl FnOnce(*mut u8)) {
 #[inline]
 pub unsafe fn free_run(ptr: *mut u8) -> bool {
     let Some(heap) = thread::own() else { return false };
-    let offset = (ptr as usize).wrapping_sub(heap.mark());
+    let offset = offset(heap, ptr as usize);
     if offset >= heap.limit.get() || offset % SLICE != 0 {
         return false;
     }
@@ -235,7 +291,7 @@ pub unsafe fn free_run(ptr: *mut u8) -> bool {
 /// As for [`free_or`]; `size` is not 0.
 pub unsafe fn resize_own(ptr: *mut u8, size: usize) -> *mut u8 {
     let Some(heap) = thread::own() else { return null_mut() };
-    let offset = (ptr as usize).wrapping_sub(heap.mark());
+    let offset = offset(heap, ptr as usize);
     if offset >= heap.limit.get() {
         return null_mut();
     }

@@ -45,7 +45,7 @@ static FREE: Mutex<usize> = Mutex::new(0);
 /// Bytes mapped by large blocks, live or kept.
 static MAPPED: AtomicUsize = AtomicUsize::new(0);
 
-/// Starts of blocks that were freed last: a second free of one gets a better message than "not from qmem".
+/// Starts of blocks that were unmapped last: a second free of one gets a better message than "not from qmem".
 static RECENT: [AtomicUsize; 64] = [const { AtomicUsize::new(0) }; 64];
 static RECENT_NEXT: AtomicUsize = AtomicUsize::new(0);
 
@@ -77,20 +77,16 @@ pub unsafe fn reuse(heap: &Heap, size: usize, align: usize, tag: u8) -> Option<N
     let need = vm::round_up(size.max(1), vm::PAGE);
     // SAFETY: the caller's promise.
     let kept = unsafe { &mut *heap.kept_large.get() };
-    kept.iter_mut().find_map(|slot| {
-        let record = RECORDS.get((slot.0 as usize).checked_sub(1)?)?;
-        let (start, mapped) = (record.start.load(Ordering::Relaxed), record.mapped.load(Ordering::Relaxed));
-        if mapped < need || mapped - need > need / 4 || start & (align - 1) != 0 {
-            return None;
-        }
-        *slot = (0, false);
-        forget(start);
-        record.size.store(size, Ordering::Relaxed);
-        record.align.store(align, Ordering::Relaxed);
-        let epoch = record.state.load(Ordering::Relaxed) & !(EPOCH - 1);
-        record.state.store(epoch.wrapping_add(EPOCH) | LIVE | u64::from(tag), Ordering::Release);
-        NonNull::new(start as *mut u8)
-    })
+    let fits = |slot: &&mut Kept| slot.mapped >= need && slot.mapped - need <= need / 4 && slot.start & (align - 1) == 0;
+    let slot = kept.iter_mut().find(fits)?;
+    let record = RECORDS.get((slot.number as usize).checked_sub(1)?)?;
+    let start = NonNull::new(slot.start as *mut u8);
+    *slot = Kept::NONE;
+    record.size.store(size, Ordering::Relaxed);
+    record.align.store(align, Ordering::Relaxed);
+    let epoch = record.state.load(Ordering::Relaxed) & !(EPOCH - 1);
+    record.state.store(epoch.wrapping_add(EPOCH) | LIVE | u64::from(tag), Ordering::Release);
+    start
 }
 
 /// Gives up kept mappings: all, or those that were not needed since the last look.
@@ -98,15 +94,15 @@ pub fn drop_kept(heap: &Heap, all: bool) {
     // SAFETY: the heap's owner calls.
     let kept = unsafe { &mut *heap.kept_large.get() };
     for slot in kept {
-        let (number, idle) = *slot;
-        let record = (number as usize).checked_sub(1).and_then(|index| RECORDS.get(index));
+        let record = (slot.number as usize).checked_sub(1).and_then(|index| RECORDS.get(index));
         match record {
-            Some(record) if all || idle => {
-                *slot = (0, false);
+            Some(record) if all || slot.idle => {
+                *slot = Kept::NONE;
+                remember(record.start.load(Ordering::Relaxed));
                 // SAFETY: a kept record's block was freed and is known to this heap alone.
                 unsafe { unmap(record) };
             }
-            Some(_) => slot.1 = true,
+            Some(_) => slot.idle = true,
             None => {}
         }
     }
@@ -207,9 +203,11 @@ pub fn for_each(f: &mut dyn FnMut(Place)) {
     (0..RECORDS.len()).filter_map(|i| RECORDS.get(i)).filter_map(place_of).for_each(f);
 }
 
-/// Was `address` the start of one of the last freed blocks?
-pub fn was_freed(address: usize) -> bool {
-    RECENT.iter().any(|start| start.load(Ordering::Relaxed) == address)
+/// Was `address`, to which the page map says this, the start of a freed block that is kept, or of one of the last that were unmapped?
+pub fn was_freed(entry: Option<Entry>, address: usize) -> bool {
+    let kept = entry.filter(|entry| entry.tag == Tag::Large).and_then(|entry| RECORDS.get(entry.payload as usize));
+    kept.is_some_and(|record| record.start.load(Ordering::Relaxed) == address)
+        || RECENT.iter().any(|start| start.load(Ordering::Relaxed) == address)
 }
 
 fn remember(address: usize) {
@@ -253,15 +251,11 @@ unsafe fn keep(heap: &Heap, record: &'static Record, bytes: usize) -> bool {
     }
     // SAFETY: the caller's promise.
     let kept = unsafe { &mut *heap.kept_large.get() };
-    let mapped = |slot: &Kept| {
-        let record = (slot.0 as usize).checked_sub(1).and_then(|index| RECORDS.get(index));
-        record.map_or(0, |record| record.mapped.load(Ordering::Relaxed))
-    };
-    let all: usize = kept.iter().map(mapped).sum();
-    let slot = kept.iter_mut().find(|slot| slot.0 == 0);
-    match slot {
+    let all: usize = kept.iter().map(|slot| slot.mapped).sum();
+    match kept.iter_mut().find(|slot| slot.number == 0) {
         Some(slot) if all + bytes <= config::HEAP_KEPT_LARGE_BYTES => {
-            *slot = (index_of(record) as u32 + 1, false);
+            let start = record.start.load(Ordering::Relaxed);
+            *slot = Kept { number: index_of(record) as u32 + 1, idle: false, start, mapped: bytes };
             true
         }
         _ => false,
@@ -303,9 +297,9 @@ impl Place {
     /// # Safety
     /// The caller has won the claim, nobody uses the block any more, and the caller owns the heap.
     pub unsafe fn put(&self, heap: Option<&Heap>) {
-        remember(self.start);
         // SAFETY: the caller's promise.
         if !heap.is_some_and(|heap| unsafe { keep(heap, self.record, self.usable) }) {
+            remember(self.start);
             // SAFETY: as above.
             unsafe { unmap(self.record) };
         }

@@ -24,7 +24,10 @@ pub const SLICES_AT_FIRST: usize = 1 << 13;
 pub const WINDOW: usize = SLICES * SLICE;
 /// Bytes of the windows that end early.
 pub const NARROW: usize = SLICES_AT_FIRST * SLICE;
-/// Offsets of the arrays: list heads, checks, spans, units.
+/// Offset of the record: its address, and so the mark of free blocks, has in its second byte what few data have. That byte alone is
+/// what `free` reads of a block first: a whole word would have to wait for the parts of it that the program has just written.
+pub const RECORD: usize = 0xa700;
+/// Offsets of the arrays from the window's start: list heads, checks, spans, units.
 pub const HEADS: usize = SLICE;
 /// See [`HEADS`].
 pub const CHECKS: usize = HEADS + SLICES * size_of::<*mut Block>();
@@ -41,6 +44,12 @@ pub const FIRST_UNIT: usize = (UNITS + WINDOW / vm::HUGE * size_of::<super::slic
 pub const SMALL: usize = 1024;
 /// Bins: one per 16 bytes up to [`SMALL`].
 pub const BINS: usize = SMALL / 16 + 1;
+
+/// The free blocks of one size that are given next: a list. As wide as a step of sizes, so that its place is a sum, and addressed by
+/// one register: processors pass what was stored there on to the next load at once only where both are.
+#[derive(Clone, Copy)]
+#[repr(C, align(16))]
+pub struct Bin(pub *mut Block);
 
 /// What `free` asks of a slice.
 #[repr(C)]
@@ -62,8 +71,23 @@ pub struct List {
     pub last: Cell<u32>,
 }
 
-/// A mapping of a large block kept for the next one: its record plus one, or 0, and whether it is idle since the last look.
-pub type Kept = (u32, bool);
+/// A mapping of a large block kept for the next one. All zero: none.
+#[derive(Clone, Copy)]
+pub struct Kept {
+    /// Its record's number plus one, or 0.
+    pub number: u32,
+    /// It was not needed since the last look.
+    pub idle: bool,
+    /// First byte.
+    pub start: usize,
+    /// Bytes mapped.
+    pub mapped: usize,
+}
+
+impl Kept {
+    /// No mapping.
+    pub const NONE: Self = Self { number: 0, idle: false, start: 0, mapped: 0 };
+}
 
 /// A thread's heap. All zero is valid but for `bins` and `runs`, whose lists end with the heap itself.
 #[repr(C)]
@@ -73,7 +97,7 @@ pub struct Heap {
     /// Blocks lie below this offset from the heap's address.
     pub limit: Cell<usize>,
     /// Free blocks to be given next, by size.
-    pub bins: UnsafeCell<[*mut Block; BINS]>,
+    pub bins: UnsafeCell<[Bin; BINS]>,
     /// Runs kept for reuse, by their number of slices less one.
     pub runs: UnsafeCell<[*mut Block; RUNS]>,
     /// Bytes in `runs`.
@@ -106,12 +130,59 @@ pub struct Heap {
 #[repr(align(128))]
 pub struct Remote(pub Inbox);
 
-const _: () = assert!(size_of::<Heap>() <= SLICE);
+const _: () = assert!(RECORD + size_of::<Heap>() <= SLICE && RECORD.is_multiple_of(align_of::<Heap>()));
 
 // SAFETY: the owning thread alone touches the cells (or the depot's lock holder while there is none); the inbox is atomic.
 unsafe impl Sync for Heap {}
 // SAFETY: zero is a valid value of every field.
 unsafe impl Zeroed for Heap {}
+
+/// How far behind the start of a heap's window an address lies; more than any limit for what lies before it.
+#[inline(always)]
+pub fn offset(heap: *const Heap, address: usize) -> usize {
+    // The compiler makes a third instruction of it.
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: calculates.
+    unsafe {
+        let offset: usize;
+        core::arch::asm!(
+            "lea {offset}, [{address} + {record}]",
+            "sub {offset}, {heap}",
+            offset = out(reg) offset,
+            address = in(reg) address,
+            heap = in(reg) heap,
+            record = const RECORD,
+            options(nomem, nostack, pure),
+        );
+        offset
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    address.wrapping_add(RECORD).wrapping_sub(heap as usize)
+}
+
+/// See [`Heap::bin`].
+#[inline(always)]
+pub fn bin_of(heap: *const Heap, size: usize) -> *mut *mut Block {
+    const STEP: usize = size_of::<Bin>();
+    let end: usize;
+    #[cfg(target_arch = "x86_64")] // as above
+    // SAFETY: calculates.
+    unsafe {
+        core::arch::asm!(
+            "lea {end}, [{heap} + {size} + {most}]",
+            end = out(reg) end,
+            heap = in(reg) heap,
+            size = in(reg) size,
+            most = const STEP - 1,
+            options(nomem, nostack, pure, preserves_flags),
+        );
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        end = (heap as usize).wrapping_add(size).wrapping_add(STEP - 1);
+    }
+    ((end & !(STEP - 1)) + core::mem::offset_of!(Heap, bins)) as *mut *mut Block
+}
 
 impl Heap {
     /// A heap without memory, whose every request takes the long way. `own` is its address.
@@ -120,10 +191,10 @@ impl Heap {
         Self {
             zero: 0,
             limit: Cell::new(0),
-            bins: UnsafeCell::new([end; BINS]),
+            bins: UnsafeCell::new([Bin(end); BINS]),
             runs: UnsafeCell::new([end; RUNS]),
             kept_runs: Cell::new(0),
-            kept_large: UnsafeCell::new([(0, false); config::HEAP_KEPT_LARGE]),
+            kept_large: UnsafeCell::new([Kept::NONE; config::HEAP_KEPT_LARGE]),
             lists: [const { [const { List { current: Cell::new(0), first: Cell::new(0), last: Cell::new(0) } }; COUNT] }; 2],
             slices: Slices::none(),
             until_look: Cell::new(0),
@@ -143,6 +214,12 @@ impl Heap {
         self as *const Self as usize
     }
 
+    /// Where its window starts.
+    #[inline(always)]
+    pub fn window(&self) -> usize {
+        self.mark() - RECORD
+    }
+
     /// What ends its lists.
     #[inline(always)]
     pub fn end(&self) -> *mut Block {
@@ -152,13 +229,13 @@ impl Heap {
     /// The number of the slice around an address in the window.
     #[inline(always)]
     pub fn slice_of(&self, address: usize) -> u32 {
-        (address.wrapping_sub(self.mark()) / SLICE) as u32
+        (offset(self, address) / SLICE) as u32
     }
 
     /// The first byte of a slice.
     #[inline(always)]
     pub fn start_of(&self, slice: u32) -> usize {
-        self.mark() + slice as usize * SLICE
+        self.window() + slice as usize * SLICE
     }
 
     /// Where the list of a slice's free blocks starts.
@@ -167,7 +244,7 @@ impl Heap {
     /// The slice is below `limit`.
     #[inline(always)]
     pub unsafe fn head(&self, slice: usize) -> *mut *mut Block {
-        (self.mark() + HEADS + slice * size_of::<*mut Block>()) as *mut *mut Block
+        (self.window() + HEADS + slice * size_of::<*mut Block>()) as *mut *mut Block
     }
 
     /// What `free` asks.
@@ -177,7 +254,7 @@ impl Heap {
     #[inline(always)]
     pub unsafe fn check(&self, slice: usize) -> &'static Check {
         // SAFETY: entries of slices below the limit are mapped for ever, and zero is valid.
-        unsafe { &*((self.mark() + CHECKS + slice * size_of::<Check>()) as *const Check) }
+        unsafe { &*((self.window() + CHECKS + slice * size_of::<Check>()) as *const Check) }
     }
 
     /// What is known of a slice.
@@ -187,7 +264,7 @@ impl Heap {
     #[inline(always)]
     pub unsafe fn span(&self, slice: u32) -> &'static Span {
         // SAFETY: entries of mapped units are mapped for ever, and zero is valid.
-        unsafe { &*((self.mark() + SPANS + slice as usize * size_of::<Span>()) as *const Span) }
+        unsafe { &*((self.window() + SPANS + slice as usize * size_of::<Span>()) as *const Span) }
     }
 
     /// The slices of a class.
@@ -205,8 +282,7 @@ impl Heap {
     #[inline(always)]
     pub fn bin(&self, size: usize) -> *mut *mut Block {
         debug_assert!(size <= SMALL);
-        // SAFETY: the index is below BINS.
-        unsafe { self.bins.get().cast::<*mut Block>().add((size + 15) >> 4) }
+        bin_of(self, size)
     }
 
     /// Number of the slice that plain blocks of a class come from now; 0 = none.

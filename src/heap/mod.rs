@@ -37,7 +37,7 @@ use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::Ordering;
 use span::{Kind, Place, State};
 
-pub use fast::{free_or, free_others, free_run, malloc, malloc_at_length, malloc_or, resize_own};
+pub use fast::{free_or, free_others, free_run, free_unsure, malloc, malloc_at_length, malloc_or, resize_own};
 pub use span::{MAX_TAG, PLAIN_TAG};
 
 /// Largest alignment served.
@@ -420,7 +420,7 @@ pub fn find(ptr: *const u8) -> Lookup {
             if address == place.start { Lookup::Live(block) } else { Lookup::Interior(block) }
         }
         None if entry.is_some_and(|entry| entry.tag == Tag::Segment) => Lookup::Freed { start: ptr.cast_mut() },
-        None if address != 0 && large::was_freed(address) => Lookup::Freed { start: ptr.cast_mut() },
+        None if address != 0 && large::was_freed(entry, address) => Lookup::Freed { start: ptr.cast_mut() },
         None => Lookup::Unknown,
     }
 }

@@ -3,7 +3,7 @@
 
 use super::block::{Block, Messages};
 use super::classes::{COUNT, Class};
-use super::local::{Check, Heap, List, SMALL};
+use super::local::{BINS, Bin, Check, Heap, List, SMALL, offset};
 use super::remote::{END, Links};
 use super::slices::For;
 use super::span::{Kind, Span, Stand};
@@ -300,7 +300,7 @@ fn give_up(heap: &Heap, slice: u32) {
 pub fn collect(heap: &Heap, mut message: usize) {
     while message != END {
         let last = message as *mut Block;
-        let offset = message.wrapping_sub(heap.mark());
+        let offset = offset(heap, message);
         // SAFETY: only blocks of this heap are sent to it; one that lost its mark was written to after it was freed.
         if offset >= heap.limit.get() || unsafe { (*last).mark } != heap.mark() {
             corrupt::report("a freed block was written to,", message);
@@ -336,9 +336,9 @@ unsafe fn empty_bin(heap: &Heap, bin: *mut *mut Block) {
 
 /// Gives up everything that is kept for reuse: bins, empty slices, runs, large blocks, dirty pages.
 pub fn trim(heap: &Heap) {
-    for index in 0..super::local::BINS {
+    for index in 0..BINS {
         // SAFETY: the caller owns the heap; the index is below BINS.
-        unsafe { empty_bin(heap, heap.bins.get().cast::<*mut Block>().add(index)) };
+        unsafe { empty_bin(heap, heap.bin(index * size_of::<Bin>())) };
     }
     for class in (0..COUNT as u8).filter_map(Class::from_number) {
         for described in [false, true] {

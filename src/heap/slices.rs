@@ -132,7 +132,7 @@ impl Heap {
     /// The unit's bits.
     fn unit(&self, unit: u32) -> &'static Unit {
         // SAFETY: callers pass units of the window's mapped part, whose entries are mapped for ever; zero is valid.
-        unsafe { &*((self.mark() + UNITS + unit as usize * size_of::<Unit>()) as *const Unit) }
+        unsafe { &*((self.window() + UNITS + unit as usize * size_of::<Unit>()) as *const Unit) }
     }
 
     /// Takes `count` slices in a row, charged, 1 to [`RUNS`]. None: neither the budget nor,

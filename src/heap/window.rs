@@ -2,8 +2,7 @@
 //! program's image reaches, from a random start. Nothing is reserved: a unit is mapped when it is needed, and never over
 //! something that is there already. Called by `thread.rs` for new heaps and by `slices.rs` for their growth.
 
-use super::block::Block;
-use super::local::{BINS, CHECKS, Check, FIRST_UNIT, HEADS, Heap, NARROW, SLICES, SLICES_AT_FIRST, SPANS, UNITS, WINDOW};
+use super::local::{BINS, Bin, CHECKS, Check, FIRST_UNIT, HEADS, Heap, NARROW, RECORD, SLICES, SLICES_AT_FIRST, SPANS, UNITS, WINDOW};
 use super::numa;
 use super::slices::Unit;
 use super::span::Span;
@@ -63,7 +62,7 @@ impl Windows {
             if map_entries(base, 0, SLICES_AT_FIRST) {
                 let most = if index < self.wide { WINDOW } else { NARROW } / vm::HUGE;
                 // SAFETY: the record's pages were just mapped and are zero, which is valid.
-                let heap = unsafe { &*(base as *const Heap) };
+                let heap = unsafe { &*((base + RECORD) as *const Heap) };
                 prepare(heap, most as u32);
                 return Some(heap);
             }
@@ -73,14 +72,11 @@ impl Windows {
 }
 
 fn prepare(heap: &'static Heap, most: u32) {
-    let fill = |first: *mut *mut Block, count: usize| {
-        for index in 0..count {
-            // SAFETY: the arrays are the new heap's, which nobody else knows yet.
-            unsafe { first.add(index).write(heap.end()) };
-        }
-    };
-    fill(heap.bins.get().cast(), BINS);
-    fill(heap.runs.get().cast(), super::classes::RUNS);
+    // SAFETY: the arrays are the new heap's, which nobody else knows yet.
+    unsafe {
+        *heap.bins.get() = [Bin(heap.end()); BINS];
+        *heap.runs.get() = [heap.end(); super::classes::RUNS];
+    }
     heap.slices.open(most);
 }
 
@@ -88,7 +84,7 @@ fn prepare(heap: &'static Heap, most: u32) {
 fn map_entries(base: usize, first: usize, end: usize) -> bool {
     let part = |offset: usize, size: usize| (base + offset + first * size, (end - first) * size);
     let units = if first == 0 { (base + UNITS, WINDOW / vm::HUGE * size_of::<Unit>()) } else { (0, 0) };
-    let heads = if first == 0 { (base, HEADS + end * size_of::<*mut Block>()) } else { part(HEADS, size_of::<*mut Block>()) };
+    let heads = if first == 0 { (base, HEADS + end * size_of::<usize>()) } else { part(HEADS, size_of::<usize>()) };
     let parts = [heads, part(CHECKS, size_of::<Check>()), part(SPANS, size_of::<Span>()), units];
     for (done, (start, bytes)) in parts.iter().enumerate() {
         if *bytes > 0 && vm::map_at(*start, vm::round_up(*bytes, vm::PAGE)).is_err() {
@@ -105,12 +101,12 @@ fn map_entries(base: usize, first: usize, end: usize) -> bool {
 /// Sees to it that the entries of `unit`'s slices are there.
 pub fn widen(heap: &Heap, unit: u32) -> bool {
     let at_first = (SLICES_AT_FIRST / super::local::UNIT_SLICES) as u32;
-    unit != at_first.max(FIRST_UNIT as u32) || map_entries(heap.mark(), SLICES_AT_FIRST, SLICES)
+    unit != at_first.max(FIRST_UNIT as u32) || map_entries(heap.window(), SLICES_AT_FIRST, SLICES)
 }
 
 /// Maps a unit and enters it into the page map; false if something else is there or the kernel refuses.
 pub fn map_unit(heap: &Heap, unit: u32, huge: bool) -> bool {
-    let start = heap.mark() + unit as usize * vm::HUGE;
+    let start = heap.window() + unit as usize * vm::HUGE;
     if vm::map_at(start, vm::HUGE).is_err() {
         return false;
     }
