@@ -72,8 +72,15 @@ pub fn malloc(size: usize) -> *mut u8 {
 /// [`malloc`] where the thread has no such block at hand.
 #[inline(never)]
 fn malloc_slow(size: usize) -> *mut u8 {
+    let block = if size < LARGE.load(Relaxed) { heap::at_hand(size) } else { null_mut() };
+    if block.is_null() { malloc_at_length(size) } else { block }
+}
+
+#[cold]
+#[inline(never)]
+fn malloc_at_length(size: usize) -> *mut u8 {
     if size < LARGE.load(Relaxed) {
-        let block = heap::malloc_at_length(size);
+        let block = heap::malloc_slow(size);
         if !block.is_null() {
             return block;
         }
@@ -182,7 +189,17 @@ pub unsafe fn free(pointer: *mut u8) {
 #[inline(never)]
 unsafe fn free_slow(pointer: *mut u8) {
     // SAFETY: the caller's promise.
-    if pointer.is_null() || unsafe { heap::free_unsure(pointer) || heap::free_run(pointer) || heap::free_others(pointer) } {
+    if !unsafe { heap::free_own(pointer) || heap::free_others(pointer) } {
+        // SAFETY: the caller's promise.
+        unsafe { free_at_length(pointer) }
+    }
+}
+
+/// # Safety
+/// As [`free`].
+#[inline(never)]
+unsafe fn free_at_length(pointer: *mut u8) {
+    if pointer.is_null() {
         return;
     }
     let errno = vm::errno();

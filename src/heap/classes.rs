@@ -51,6 +51,23 @@ static SHAPES: [Shape; COUNT] = {
     shapes
 };
 
+/// Classes of sizes above [`STEPS_FROM`], where all are multiples of this many bytes less one.
+const STEP_BITS: u32 = 7;
+/// See [`STEP_BITS`].
+const STEPS_FROM: usize = 1024;
+
+/// The classes by steps, so that finding one is a load.
+#[allow(clippy::indexing_slicing)] // as above
+static STEPS: [Class; MAX_SMALL >> STEP_BITS] = {
+    let mut steps = [Class(0); MAX_SMALL >> STEP_BITS];
+    let mut i = 0;
+    while i < steps.len() {
+        steps[i] = Class::of_size((i << STEP_BITS) + 1);
+        i += 1;
+    }
+    steps
+};
+
 const fn size_of_class(class: usize) -> usize {
     if class < 8 {
         return (class + 1) * 16;
@@ -115,6 +132,13 @@ impl Class {
         Self((8 + group * 8 + ((last >> (group + 4)) & 7)) as u8)
     }
 
+    /// [`of_size`](Self::of_size) for sizes above 1024.
+    #[inline(always)]
+    pub fn of_medium(size: usize) -> Self {
+        debug_assert!(size > STEPS_FROM && size <= MAX_SMALL);
+        STEPS.get((size - 1) >> STEP_BITS).copied().unwrap_or(Self(0)) // always there
+    }
+
     /// As stored in a span's record; None if it is no class.
     #[inline]
     pub fn from_number(number: u8) -> Option<Self> {
@@ -153,6 +177,7 @@ mod tests {
             let class = Class::of(size, 1).unwrap();
             assert!(class.shape().size as usize >= size);
             assert!(class.0 == 0 || (Class(class.0 - 1).shape().size as usize) < size, "{size}");
+            assert!(size <= STEPS_FROM || Class::of_medium(size) == class, "{size}");
             if size > 128 {
                 let waste = class.shape().size as usize - size;
                 assert!(waste * 8 <= class.shape().size as usize, "{size} wastes {waste}");

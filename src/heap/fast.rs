@@ -52,12 +52,12 @@ pub fn malloc_at_length(size: usize) -> *mut u8 {
 
 /// A block of more than 1 KiB that lies ready: in its class's current slice, or a run that was kept. Null: none does.
 #[inline(always)]
-fn at_hand(size: usize) -> *mut u8 {
+pub fn at_hand(size: usize) -> *mut u8 {
     let heap = thread::heap();
     // SAFETY: the thread's heap is its own; a stand-in has no current slices, and its lists are empty.
     unsafe {
         if size.wrapping_sub(SMALL + 1) < MAX_SMALL - SMALL {
-            let slice = (*heap).current(Class::of_size(size)).get() as usize;
+            let slice = (*heap).current(Class::of_medium(size)).get() as usize;
             let head = (*heap).head(slice);
             if slice != 0 && (**head).mark == heap as usize {
                 let block = *head;
@@ -78,9 +78,10 @@ fn at_hand(size: usize) -> *mut u8 {
     null_mut()
 }
 
+/// [`malloc`] of what is not at hand.
 #[cold]
 #[inline(never)]
-fn malloc_slow(size: usize) -> *mut u8 {
+pub fn malloc_slow(size: usize) -> *mut u8 {
     if let Some(heap) = thread::own() {
         // SAFETY: the thread's heap is its own.
         let (block, _) = unsafe {
@@ -241,44 +242,28 @@ unsafe fn give_back(heap: *const Heap, slice: usize, ptr: *mut u8) {
     }
 }
 
-/// Frees what [`free_or`] left because it looked as if it were free already, and is not; false, and nothing happens, if `ptr` is
-/// no such block.
+/// Frees what [`free_or`] left of the calling thread's heap and nobody watches: a run, or a block that looked as if it were free
+/// already and is not. False, and nothing happens, if `ptr` is neither.
 ///
 /// # Safety
 /// As for [`free_or`].
 #[inline]
-pub unsafe fn free_unsure(ptr: *mut u8) -> bool {
+pub unsafe fn free_own(ptr: *mut u8) -> bool {
     let heap = thread::heap();
     let offset = offset(heap, ptr as usize);
-    // SAFETY: as in `free_or`.
+    // SAFETY: as in `free_or`; the caller gives the block up.
     unsafe {
-        let live = offset < (*heap).limit.get()
-            && starts_block(heap, offset / SLICE, ptr)
-            && (*ptr.cast::<Block>()).mark != heap as usize;
-        if live {
-            give_back(heap, offset / SLICE, ptr);
+        if offset >= (*heap).limit.get() {
+            return false;
         }
-        live
-    }
-}
-
-/// Frees a run of the calling thread's heap that nobody watches; false, and nothing happens, if `ptr` is none.
-///
-/// # Safety
-/// As for [`free_or`].
-#[inline]
-pub unsafe fn free_run(ptr: *mut u8) -> bool {
-    let Some(heap) = thread::own() else { return false };
-    let offset = offset(heap, ptr as usize);
-    if offset >= heap.limit.get() || offset % SLICE != 0 {
-        return false;
-    }
-    let slice = (offset / SLICE) as u32;
-    // SAFETY: the slice is below the limit; the caller gives the block up.
-    unsafe {
-        let live = heap.span(slice).end_run();
+        let slice = offset / SLICE;
+        if offset % SLICE == 0 && (*heap).span(slice as u32).end_run() {
+            runs::put(&*heap, slice as u32);
+            return true;
+        }
+        let live = starts_block(heap, slice, ptr) && (*ptr.cast::<Block>()).mark != heap as usize;
         if live {
-            runs::put(heap, slice);
+            give_back(heap, slice, ptr);
         }
         live
     }
@@ -335,8 +320,8 @@ pub unsafe fn resize_own(ptr: *mut u8, size: usize) -> *mut u8 {
 /// As for [`free_or`].
 #[inline]
 pub unsafe fn free_others(ptr: *mut u8) -> bool {
-    let Some(own) = thread::own() else { return false };
     let Some(heap) = page_map::get(ptr as usize).and_then(span::heap_of) else { return false };
+    let Some(own) = thread::own() else { return false };
     let slice = heap.slice_of(ptr as usize) as usize;
     // SAFETY: the page map says that the slice is of a mapped unit; a block that starts in a slice open to `free` is a plain one,
     // and the caller gives it up.

@@ -42,8 +42,8 @@ pub const FIRST_UNIT: usize = (UNITS + WINDOW / vm::HUGE * size_of::<super::slic
 
 /// Requests up to this size have a bin per 16 bytes.
 pub const SMALL: usize = 1024;
-/// Bins: one per 16 bytes up to [`SMALL`].
-pub const BINS: usize = SMALL / 16 + 1;
+/// Bins: one per 16 bytes up to [`SMALL`], then one for runs of each length.
+pub const BINS: usize = SMALL / 16 + 1 + RUNS;
 
 /// The free blocks of one size that are given next: a list. As wide as a step of sizes, so that its place is a sum, and addressed by
 /// one register: processors pass what was stored there on to the next load at once only where both are.
@@ -56,8 +56,8 @@ pub struct Bin(pub *mut Block);
 pub struct Check {
     /// The class's magic where a free block only has to be put into the slice's list; 0 sends it the long way.
     pub magic: AtomicU32,
-    /// Blocks that were ever given and are not in the slice's list; while the slice has too few to give, how many must come back
-    /// before it is looked at again. At 0 the long way looks which of both it was.
+    /// Blocks that were ever given and are not in the slice's list, and one more while the slice is its class's current one; while it
+    /// has too few to give, how many must come back before it is looked at again. At 0 the long way looks which of both it was.
     pub out: Cell<u32>,
 }
 
@@ -89,18 +89,16 @@ impl Kept {
     pub const NONE: Self = Self { number: 0, idle: false, start: 0, mapped: 0 };
 }
 
-/// A thread's heap. All zero is valid but for `bins` and `runs`, whose lists end with the heap itself.
+/// A thread's heap. All zero is valid but for `bins`, whose lists end with the heap itself.
 #[repr(C)]
 pub struct Heap {
     /// Always 0, which is no mark: lists end here.
     zero: usize,
     /// Blocks lie below this offset from the heap's address.
     pub limit: Cell<usize>,
-    /// Free blocks to be given next, by size.
+    /// Free blocks to be given next, by size, and runs kept for reuse.
     pub bins: UnsafeCell<[Bin; BINS]>,
-    /// Runs kept for reuse, by their number of slices less one.
-    pub runs: UnsafeCell<[*mut Block; RUNS]>,
-    /// Bytes in `runs`.
+    /// Bytes in the bins of runs.
     pub kept_runs: Cell<usize>,
     /// Large blocks kept for reuse.
     pub kept_large: UnsafeCell<[Kept; config::HEAP_KEPT_LARGE]>,
@@ -192,7 +190,6 @@ impl Heap {
             zero: 0,
             limit: Cell::new(0),
             bins: UnsafeCell::new([Bin(end); BINS]),
-            runs: UnsafeCell::new([end; RUNS]),
             kept_runs: Cell::new(0),
             kept_large: UnsafeCell::new([Kept::NONE; config::HEAP_KEPT_LARGE]),
             lists: [const { [const { List { current: Cell::new(0), first: Cell::new(0), last: Cell::new(0) } }; COUNT] }; 2],
@@ -292,11 +289,11 @@ impl Heap {
         unsafe { &(*self.lists.as_ptr().cast::<List>().add(class.number() as usize)).current }
     }
 
-    /// The bin of runs of `slices`, 1 to [`RUNS`].
+    /// The bin of runs of so many slices, 1 to [`RUNS`].
     #[inline(always)]
     pub fn run_bin(&self, slices: u32) -> *mut *mut Block {
-        // SAFETY: the index is below RUNS.
-        unsafe { self.runs.get().cast::<*mut Block>().add((slices as usize - 1).min(RUNS - 1)) }
+        debug_assert!((1..=RUNS).contains(&(slices as usize)));
+        bin_of(self, SMALL + slices as usize * size_of::<Bin>())
     }
 
     /// Takes the first block of a list, if there is one; clears its mark.

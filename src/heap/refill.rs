@@ -3,7 +3,7 @@
 
 use super::block::{Block, Messages};
 use super::classes::{COUNT, Class};
-use super::local::{BINS, Bin, Check, Heap, List, SMALL, offset};
+use super::local::{Bin, Check, Heap, List, SMALL, offset};
 use super::remote::{END, Links};
 use super::slices::For;
 use super::span::{Kind, Span, Stand};
@@ -23,6 +23,8 @@ const GOOD: core::ops::RangeInclusive<u32> = 24..=128;
 const WAKE_SHARE: u32 = 8;
 /// Blocks with which a bin is content if its slice has no more.
 const ENOUGH: u32 = 8;
+/// How much more than its blocks the count of a class's current slice says, so that it does not reach 0: it stays.
+const HELD: u32 = 1;
 /// Visits between two looks at the clock.
 const LOOK_EVERY: u32 = 7;
 
@@ -47,10 +49,10 @@ pub unsafe fn fill(heap: &Heap, bin: *mut *mut Block, class: Class) -> *mut Bloc
         // SAFETY: the caller owns the heap, and the slice is a span of this class.
         unsafe {
             let (check, span, head) = (heap.check(slice as usize), heap.span(slice), heap.head(slice as usize));
-            if span.carved.load(Relaxed) - check.out.get() < good {
+            if span.carved.load(Relaxed) + HELD - check.out.get() < good {
                 carve(heap, slice, class, false);
             }
-            let carved = span.carved.load(Relaxed);
+            let carved = span.carved.load(Relaxed) + HELD;
             let got = carved - check.out.get();
             if got > 0 {
                 // What the bin has is few: its last block is soon found.
@@ -116,7 +118,7 @@ pub unsafe fn take(heap: &Heap, class: Class, described: bool) -> (*mut Block, b
                     return (block, fresh);
                 }
                 fresh = carve(heap, slice, class, described) && heap.span(slice).fresh.get();
-                if heap.span(slice).carved.load(Relaxed) != heap.check(slice as usize).out.get() {
+                if heap.span(slice).carved.load(Relaxed) + HELD != heap.check(slice as usize).out.get() {
                     continue;
                 }
             }
@@ -186,7 +188,9 @@ fn next(heap: &Heap, class: Class, described: bool) -> u32 {
         open_to_free(heap, slice, class, described);
     }
     // SAFETY: a slice of the heap.
-    unsafe { heap.span(slice) }.stand.set(Stand::Current);
+    let (check, span) = unsafe { (heap.check(slice as usize), heap.span(slice)) };
+    span.stand.set(Stand::Current);
+    check.out.set(check.out.get() + HELD);
     list.current.set(slice);
     slice
 }
@@ -275,7 +279,7 @@ pub fn counted_down(heap: &Heap, slice: u32) {
     }
 }
 
-/// Nobody has a block of this slice: it goes back unless it is its class's current one.
+/// Nobody has a block of this slice: it goes back.
 fn emptied(heap: &Heap, slice: u32) {
     // SAFETY: a slice of the heap, which the caller owns.
     let span = unsafe { heap.span(slice) };
@@ -336,16 +340,16 @@ unsafe fn empty_bin(heap: &Heap, bin: *mut *mut Block) {
 
 /// Gives up everything that is kept for reuse: bins, empty slices, runs, large blocks, dirty pages.
 pub fn trim(heap: &Heap) {
-    for index in 0..BINS {
-        // SAFETY: the caller owns the heap; the index is below BINS.
-        unsafe { empty_bin(heap, heap.bin(index * size_of::<Bin>())) };
+    for size in (0..=SMALL).step_by(size_of::<Bin>()) {
+        // SAFETY: the caller owns the heap.
+        unsafe { empty_bin(heap, heap.bin(size)) };
     }
     for class in (0..COUNT as u8).filter_map(Class::from_number) {
         for described in [false, true] {
             let list = heap.list(class, described);
             let slice = list.current.get();
             // SAFETY: as above.
-            if slice != 0 && unsafe { heap.check(slice as usize) }.out.get() == 0 {
+            if slice != 0 && unsafe { heap.check(slice as usize) }.out.get() == HELD {
                 list.current.set(0);
                 give_up(heap, slice);
             }

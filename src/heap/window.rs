@@ -72,11 +72,8 @@ impl Windows {
 }
 
 fn prepare(heap: &'static Heap, most: u32) {
-    // SAFETY: the arrays are the new heap's, which nobody else knows yet.
-    unsafe {
-        *heap.bins.get() = [Bin(heap.end()); BINS];
-        *heap.runs.get() = [heap.end(); super::classes::RUNS];
-    }
+    // SAFETY: they are the new heap's, which nobody else knows yet.
+    unsafe { *heap.bins.get() = [Bin(heap.end()); BINS] };
     heap.slices.open(most);
 }
 
