@@ -44,6 +44,11 @@ static void touch(void *block, size_t size) {
   ((volatile char *)block)[size - 1] = 1;
 }
 
+static void touch_all(void *block, size_t size) {
+  touch(block, size);
+  for (size_t at = 0; at < size; at += 4096) ((volatile char *)block)[at] = 1;
+}
+
 static double pairs(size_t size, size_t rounds) {
   void *others[100];
   for (int i = 0; i < 100; i++) touch(others[i] = malloc(size), size);
@@ -335,28 +340,30 @@ static double batches(size_t rounds) {
   return (now() - start) / (double)all;
 }
 
-/* Ten minutes of a program's life in short: phases with other sizes, a tenth of the blocks stays each time; MiB resident over MiB live. */
+/* Phases with sizes of their own around 64 MiB of live blocks, of which a tenth stays each time, and small and mixed ones in between:
+   how many bytes are resident for a live one, at the ends of the phases on average. */
 static double fragmented(double seconds) {
-  enum { MOST = 400000 };
-  static void *blocks[MOST];
-  static size_t sizes[MOST];
-  size_t live = 0, count = 0, phase = 0;
+  enum { MOST = 1 << 22 };
+  void **blocks = calloc(MOST, sizeof *blocks);
+  size_t *sizes = calloc(MOST, sizeof *sizes), live = 0, count = 0, phase = 0, own;
+  memset(blocks, 0, MOST * sizeof *blocks), memset(sizes, 0, MOST * sizeof *sizes);
+  own = resident();
   double end = now() + seconds * 1e9, sum = 0;
   while (now() < end) {
-    size_t typical = 16u << below(10);
-    while (live < (256u << 20) && count < MOST) {
+    size_t typical = 24u << below(9);
+    while (live < (64u << 20) && count < MOST) {
       size_t size = below(8) ? typical / 2 + below(typical) : mixed();
-      touch(blocks[count] = malloc(size), size);
+      touch_all(blocks[count] = malloc(size), size);
       live += sizes[count++] = size;
     }
-    for (size_t turn = 0; turn < 200000; turn++) {
+    for (size_t turn = 0; turn < count; turn++) {
       size_t at = below(count), size = typical / 2 + below(typical);
       free(blocks[at]);
       live -= sizes[at];
-      touch(blocks[at] = malloc(size), size);
+      touch_all(blocks[at] = malloc(size), size);
       live += sizes[at] = size;
     }
-    sum += (double)resident() / (double)live, phase++;
+    sum += (double)(resident() - own) / (double)live, phase++;
     for (size_t at = 0; at < count;)
       if (below(10)) {
         free(blocks[at]);
@@ -365,6 +372,7 @@ static double fragmented(double seconds) {
       } else at++;
   }
   for (size_t i = 0; i < count; i++) free(blocks[i]);
+  free(blocks), free(sizes);
   return sum / (double)phase;
 }
 

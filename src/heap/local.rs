@@ -65,7 +65,7 @@ pub struct Check {
 pub struct List {
     /// Where blocks come from now.
     pub current: Cell<u32>,
-    /// Others with free blocks, longest waiting first.
+    /// Others with free blocks, longest waiting last.
     pub first: Cell<u32>,
     /// The last of them.
     pub last: Cell<u32>,

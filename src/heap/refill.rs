@@ -208,16 +208,16 @@ fn open_to_free(heap: &Heap, slice: u32, class: Class, described: bool) {
     }
 }
 
-/// Appends a slice to those that wait.
+/// Puts a slice in front of those that wait: its blocks were used last, and the others may become empty.
 fn link(heap: &Heap, slice: u32, class: Class, described: bool) {
     let list = heap.list(class, described);
     // SAFETY: slices of the heap, which the caller owns.
-    let (span, last) = unsafe { (heap.span(slice), heap.span(list.last.get())) };
+    let (span, first) = unsafe { (heap.span(slice), heap.span(list.first.get())) };
     span.stand.set(Stand::Waiting);
-    span.prev.set(list.last.get());
-    span.next.set(0);
-    if list.last.get() == 0 { &list.first } else { &last.next }.set(slice);
-    list.last.set(slice);
+    span.next.set(list.first.get());
+    span.prev.set(0);
+    if list.first.get() == 0 { &list.last } else { &first.prev }.set(slice);
+    list.first.set(slice);
 }
 
 /// Takes a slice out of those that wait.

@@ -2,7 +2,9 @@
 //! program's image reaches, from a random start. Nothing is reserved: a unit is mapped when it is needed, and never over
 //! something that is there already. Called by `thread.rs` for new heaps and by `slices.rs` for their growth.
 
-use super::local::{BINS, Bin, CHECKS, Check, FIRST_UNIT, HEADS, Heap, NARROW, RECORD, SLICES, SLICES_AT_FIRST, SPANS, UNITS, WINDOW};
+use super::local::{
+    BINS, Bin, CHECKS, Check, FIRST_UNIT, HEADS, Heap, NARROW, RECORD, SLICES, SLICES_AT_FIRST, SPANS, UNITS, WINDOW,
+};
 use super::numa;
 use super::slices::Unit;
 use super::span::Span;
