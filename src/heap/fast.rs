@@ -257,7 +257,7 @@ pub unsafe fn free_own(ptr: *mut u8) -> bool {
             return false;
         }
         let slice = offset / SLICE;
-        if offset % SLICE == 0 && (*heap).span(slice as u32).end_run() {
+        if offset.is_multiple_of(SLICE) && (*heap).span(slice as u32).end_run() {
             runs::put(&*heap, slice as u32);
             return true;
         }
@@ -285,7 +285,7 @@ pub unsafe fn resize_own(ptr: *mut u8, size: usize) -> *mut u8 {
     unsafe {
         let span = heap.span(slice);
         if !starts_block(heap, slice as usize, ptr) {
-            let grown = offset % SLICE == 0 && size > MAX_SMALL && size <= MAX_RUN && span.is_plain_run();
+            let grown = offset.is_multiple_of(SLICE) && size > MAX_SMALL && size <= MAX_RUN && span.is_plain_run();
             if grown && runs::resize(heap, slice, size) {
                 span.size.store(size, Relaxed);
                 return ptr;

@@ -148,7 +148,7 @@ pub fn offset(heap: *const Heap, address: usize) -> usize {
             "sub {offset}, {heap}",
             offset = out(reg) offset,
             address = in(reg) address,
-            heap = in(reg) heap,
+            heap = in(reg) heap as usize,
             record = const RECORD,
             options(nomem, nostack, pure),
         );
@@ -169,7 +169,7 @@ pub fn bin_of(heap: *const Heap, size: usize) -> *mut *mut Block {
         core::arch::asm!(
             "lea {end}, [{heap} + {size} + {most}]",
             end = out(reg) end,
-            heap = in(reg) heap,
+            heap = in(reg) heap as usize,
             size = in(reg) size,
             most = const STEP - 1,
             options(nomem, nostack, pure, preserves_flags),
