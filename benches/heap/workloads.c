@@ -22,10 +22,11 @@ static double now(void) {
 }
 
 static uint64_t state = 88172645463325252u;
-static uint64_t random64(void) {
-  state ^= state << 13, state ^= state >> 7, state ^= state << 17;
-  return state;
+static uint64_t next_random(uint64_t *state) {
+  *state ^= *state << 13, *state ^= *state >> 7, *state ^= *state << 17;
+  return *state;
 }
+static uint64_t random64(void) { return next_random(&state); }
 static size_t below(size_t n) { return (size_t)(random64() % n); }
 
 /* Sizes as programs have them: mostly small, a few large. */
@@ -197,12 +198,21 @@ static double given_back(size_t size, int trim) {
   return (double)resident() / (1 << 20);
 }
 
+/* Nanoseconds that threads take together; each gets its number, from 1. */
+static double in_threads(size_t threads, void *(*work)(void *)) {
+  pthread_t ids[64];
+  double start = now();
+  for (size_t i = 0; i < threads; i++) pthread_create(&ids[i], NULL, work, (void *)(uintptr_t)(i + 1));
+  for (size_t i = 0; i < threads; i++) pthread_join(ids[i], NULL);
+  return now() - start;
+}
+
 static void *worker(void *arg) {
   uint64_t own = (uint64_t)(uintptr_t)arg * 0x9e3779b97f4a7c15u | 1;
   enum { LIVE = 5000 };
   void **blocks = calloc(LIVE, sizeof *blocks);
   for (size_t i = 0; i < 2000000; i++) {
-    own ^= own << 13, own ^= own >> 7, own ^= own << 17;
+    next_random(&own);
     size_t at = own % LIVE, size = 8 + (own >> 32) % 200;
     free(blocks[at]);
     touch(blocks[at] = malloc(size), size);
@@ -211,13 +221,7 @@ static void *worker(void *arg) {
   free(blocks);
   return arg;
 }
-static double together(size_t threads) {
-  pthread_t ids[64];
-  double start = now();
-  for (size_t i = 0; i < threads; i++) pthread_create(&ids[i], NULL, worker, (void *)(uintptr_t)(i + 1));
-  for (size_t i = 0; i < threads; i++) pthread_join(ids[i], NULL);
-  return (now() - start) / 2e6 / (double)threads;
-}
+static double together(size_t threads) { return in_threads(threads, worker) / 2e6 / (double)threads; }
 
 /* As a server: slots of a thread are replaced at random; then it ends, and a new thread goes on with its blocks. */
 enum { SLOTS = 1000, SERVERS = 4 };
@@ -228,8 +232,8 @@ struct serving {
 static void *server(void *arg) {
   struct serving *own = arg;
   for (int i = 0; i < 50000; i++) {
-    own->random ^= own->random << 13, own->random ^= own->random >> 7, own->random ^= own->random << 17;
-    size_t at = own->random % SLOTS, size = 8 + (own->random >> 32) % 1000;
+    uint64_t random = next_random(&own->random);
+    size_t at = random % SLOTS, size = 8 + (random >> 32) % 1000;
     free(own->blocks[at]);
     touch(own->blocks[at] = malloc(size), size);
   }
@@ -257,7 +261,7 @@ static void *exchanger(void *arg) {
   uint64_t own = (uint64_t)(uintptr_t)arg * 0x9e3779b97f4a7c15u | 1;
   void *kept[512] = {0};
   for (size_t i = 0; i < 1000000; i++) {
-    own ^= own << 13, own ^= own >> 7, own ^= own << 17;
+    next_random(&own);
     size_t size = own % 64 ? 16 + own % 256 : 1000 + own % 8192;
     void *block = malloc(size), *old;
     touch(block, size);
@@ -269,17 +273,15 @@ static void *exchanger(void *arg) {
   return arg;
 }
 static double exchanged(size_t threads) {
-  pthread_t ids[16];
-  double start = now();
-  for (size_t i = 0; i < threads; i++) pthread_create(&ids[i], NULL, exchanger, (void *)(uintptr_t)(i + 1));
-  for (size_t i = 0; i < threads; i++) pthread_join(ids[i], NULL);
+  double time = in_threads(threads, exchanger);
   for (size_t i = 0; i < SHARED; i++) free(__atomic_exchange_n(&shared[i], NULL, __ATOMIC_ACQ_REL));
-  return (now() - start) / 1e6 / (double)threads;
+  return time / 1e6 / (double)threads;
 }
 
 /* Threads that write to a block of their own; the first one was allocated by the main thread, side by side with the others'. */
+static void *first_blocks[16];
 static void *scratcher(void *arg) {
-  char *block = arg;
+  char *block = first_blocks[(uintptr_t)arg - 1];
   for (int i = 0; i < 200000; i++) {
     for (int k = 0; k < 20; k++) ((volatile char *)block)[k % 8]++;
     free(block);
@@ -289,13 +291,8 @@ static void *scratcher(void *arg) {
   return NULL;
 }
 static double scratched(size_t threads) {
-  pthread_t ids[16];
-  void *blocks[16];
-  for (size_t i = 0; i < threads; i++) blocks[i] = calloc(1, 8);
-  double start = now();
-  for (size_t i = 0; i < threads; i++) pthread_create(&ids[i], NULL, scratcher, blocks[i]);
-  for (size_t i = 0; i < threads; i++) pthread_join(ids[i], NULL);
-  return (now() - start) / 2e5 / (double)threads;
+  for (size_t i = 0; i < threads; i++) first_blocks[i] = calloc(1, 8);
+  return in_threads(threads, scratcher) / 2e5 / (double)threads;
 }
 
 /* Trees that are built and taken down. */
@@ -346,7 +343,7 @@ static double fragmented(double seconds) {
   enum { MOST = 1 << 22 };
   void **blocks = calloc(MOST, sizeof *blocks);
   size_t *sizes = calloc(MOST, sizeof *sizes), live = 0, count = 0, phase = 0, own;
-  memset(blocks, 0, MOST * sizeof *blocks), memset(sizes, 0, MOST * sizeof *sizes);
+  memset(blocks, 0, MOST * sizeof *blocks), memset(sizes, 0, MOST * sizeof *sizes); /* all theirs is resident from now on */
   own = resident();
   double end = now() + seconds * 1e9, sum = 0;
   while (now() < end) {

@@ -76,6 +76,7 @@ fn malloc_slow(size: usize) -> *mut u8 {
     if block.is_null() { malloc_at_length(size) } else { block }
 }
 
+/// [`malloc`] where no block at all lies ready.
 #[cold]
 #[inline(never)]
 fn malloc_at_length(size: usize) -> *mut u8 {
@@ -195,6 +196,8 @@ unsafe fn free_slow(pointer: *mut u8) {
     }
 }
 
+/// [`free`] of what is no plain block or run that nobody watches.
+///
 /// # Safety
 /// As [`free`].
 #[inline(never)]

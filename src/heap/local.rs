@@ -1,5 +1,5 @@
-//! One heap: what a thread owns, in a window of address space of its own. The window starts with this record and with arrays that
-//! have an entry per slice; its slices follow, in units of 2 MiB that are mapped as they are needed. So "is it mine, and which
+//! One heap: what a thread owns, in a window of address space of its own. In the window's first slice lies this record, then arrays
+//! that have an entry per slice; its slices follow, in units of 2 MiB that are mapped as they are needed. So "is it mine, and which
 //! slice" is one subtraction, one comparison and one shift. Called by the rest of the heap; knows the places, not what is done.
 
 use super::atomics::AtomicUsize;
@@ -94,7 +94,7 @@ impl Kept {
 pub struct Heap {
     /// Always 0, which is no mark: lists end here.
     zero: usize,
-    /// Blocks lie below this offset from the heap's address.
+    /// Blocks lie below this offset from the window's start.
     pub limit: Cell<usize>,
     /// Free blocks to be given next, by size, and runs kept for reuse.
     pub bins: UnsafeCell<[Bin; BINS]>,

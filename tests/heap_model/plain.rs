@@ -14,6 +14,41 @@ fn free(ptr: *mut u8) -> bool {
     taken
 }
 
+/// `free` looks at one byte of a block first; what is there may be anything.
+#[test]
+fn data_that_look_like_a_mark_are_freed_once() {
+    let _guard = shared();
+    let mut unsure = 0;
+    for byte in 0..=255u8 {
+        for size in [16, 100, 1024, 5000, 32 << 10] {
+            let start = heap::malloc(size);
+            unsafe { start.write_bytes(byte, size) };
+            let mut taken = true;
+            unsafe {
+                heap::free_or(start, |start| {
+                    unsure += 1;
+                    taken = heap::free_own(start);
+                });
+            }
+            assert!(taken, "{size} bytes of {byte:#x} are taken for a free block");
+            assert!(!free(start), "a second free of {size} bytes of {byte:#x} was taken");
+        }
+    }
+    assert!(unsure <= 5, "{unsure} of the blocks took the long way; one byte's value of 256 does");
+}
+
+#[test]
+fn a_large_block_that_is_kept_is_known_as_freed() {
+    let _guard = shared();
+    let start = heap::malloc(3 << 20);
+    assert!(free(start));
+    assert!(matches!(heap::find(start), Lookup::Freed { start: found } if found == start));
+    assert!(!free(start));
+    heap::trim(); // unmapped now
+    assert!(matches!(heap::find(start), Lookup::Freed { start: found } if found == start));
+    assert!(!free(start));
+}
+
 #[test]
 fn random_operations_agree_with_the_model() {
     let _guard = shared();
