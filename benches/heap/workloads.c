@@ -1,5 +1,6 @@
 /* One workload of a general allocator, timed: `heap WORKLOAD` prints nanoseconds per operation (or what the workload's line says)
-   and the peak of resident memory in KiB. benches/heap/compare runs it under each allocator. */
+   and the peak of resident memory in KiB. `heap peak FILE COMMAND...` runs a command and writes its peak to FILE: a program's peak counts
+   that of the one that started it, so that should be small. benches/heap/compare runs both, with each allocator. */
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <stdint.h>
@@ -10,6 +11,8 @@
 #include <time.h>
 #include <unistd.h>
 #include <malloc.h>
+#include <spawn.h>
+#include <sys/wait.h>
 
 static double now(void) {
   struct timespec t;
@@ -373,8 +376,23 @@ static double fragmented(double seconds) {
   return sum / (double)phase;
 }
 
+/* The exit status of a command, whose peak of resident KiB goes to a file. LIBRARY in the environment is what it is preloaded with. */
+static int peak(const char *file, char **command) {
+  const char *library = getenv("LIBRARY");
+  struct rusage usage;
+  int status;
+  pid_t child;
+  FILE *out = fopen(file, "w");
+  if (library) setenv("LD_PRELOAD", library, 1), unsetenv("LIBRARY");
+  if (!out || posix_spawnp(&child, command[0], NULL, NULL, command, environ) || wait4(child, &status, 0, &usage) < 0)
+    return fprintf(stderr, "heap peak: %s cannot be run\n", command[0]), 2;
+  fprintf(out, "%ld\n", usage.ru_maxrss);
+  return fclose(out) || !WIFEXITED(status) ? 2 : WEXITSTATUS(status);
+}
+
 int main(int argc, char **argv) {
   const char *what = argc > 1 ? argv[1] : "";
+  if (argc > 3 && strcmp(what, "peak") == 0) return peak(argv[2], argv + 3);
   double result;
 #define WORKLOAD(name, call) else if (strcmp(what, name) == 0) result = call
   if (strcmp(what, "list") == 0) {
