@@ -72,8 +72,14 @@ pub fn malloc(size: usize) -> *mut u8 {
 /// [`malloc`] where the thread has no such block at hand.
 #[inline(never)]
 fn malloc_slow(size: usize) -> *mut u8 {
-    let block = if size < LARGE.load(Relaxed) { heap::at_hand(size) } else { null_mut() };
+    let block = ready(size);
     if block.is_null() { malloc_at_length(size) } else { block }
+}
+
+/// A used block of more than 1 KiB that lies ready. Null: none does.
+#[inline(always)]
+fn ready(size: usize) -> *mut u8 {
+    if size < LARGE.load(Relaxed) { heap::at_hand(size) } else { null_mut() }
 }
 
 /// [`malloc`] where no block at all lies ready.
@@ -92,15 +98,13 @@ fn malloc_at_length(size: usize) -> *mut u8 {
 /// A block of `size` zero bytes; NULL and ENOMEM where there is none.
 #[inline]
 pub fn calloc(size: usize) -> *mut u8 {
-    if size > SMALL {
-        return allocate(size, ALIGN, true);
-    }
-    let block = malloc(size);
+    let block = if size <= SMALL { malloc(size) } else { ready(size) };
     if !block.is_null() {
         // SAFETY: the block is ours and at least `size` bytes long.
         unsafe { block.write_bytes(0, size) };
+        return block;
     }
-    block
+    if size <= SMALL { block } else { allocate(size, ALIGN, true) }
 }
 
 /// A block of `size` bytes at a multiple of `align`, a power of two; NULL and ENOMEM where there is none.
