@@ -6,6 +6,7 @@ use qmem::error::Status;
 use qmem::pool::objects::{self, Config};
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 #[derive(Default)]
@@ -93,8 +94,10 @@ fn who_waits_longest_is_served_first_and_nobody_waits_too_long() {
     let order = Mutex::new(Vec::new());
     std::thread::scope(|s| {
         for n in 0..5 {
-            let order = &order;
-            s.spawn(move || {
+            let (order, (tell, told)) = (&order, mpsc::channel());
+            let waiter = s.spawn(move || {
+                // SAFETY: takes nothing.
+                tell.send(unsafe { libc::gettid() }).unwrap();
                 // The third gives up before anyone is served; the others do not lose their place.
                 match objects::acquire(handle, if n == 2 { 1 } else { u32::MAX }) {
                     Ok(object) => {
@@ -104,7 +107,10 @@ fn who_waits_longest_is_served_first_and_nobody_waits_too_long() {
                     Err(error) => assert!(n == 2 && error.status == Status::Timeout),
                 }
             });
-            std::thread::sleep(Duration::from_millis(30));
+            let state = format!("/proc/self/task/{}/stat", told.recv().unwrap());
+            while if n == 2 { !waiter.is_finished() } else { !std::fs::read_to_string(&state).unwrap().contains(") S ") } {
+                std::thread::sleep(Duration::from_millis(1));
+            }
         }
         assert_eq!(unsafe { objects::destroy(handle, &mut |_| ()) }.unwrap_err().status, Status::Busy);
         objects::release(handle, only).unwrap();
