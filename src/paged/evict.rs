@@ -307,9 +307,7 @@ impl Pager {
             self.adopt(chunk, old, twin);
             return Stored::Done(State::Stored);
         }
-        // Loss makes chunks of every kind short, so the pool would grow to its bound whatever the program does, and what it works on now
-        // would not fit into the frames that are left: short chunks are quick to write.
-        let crowded = codec == Codec::Amplitude && self.pool.bytes() > self.pool_bound() / 3 * 2;
+        let crowded = codec == Codec::Amplitude && self.pool_is_crowded();
         if crowded && let Some(done) = swap.and_then(|swap| self.swap_blob(swap, chunk, old, slot, blob.as_ptr() as usize)) {
             return done;
         }

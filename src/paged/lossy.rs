@@ -137,14 +137,21 @@ impl Pager {
         spent.then_some(len)
     }
 
-    /// Size before speed where memory is what counts, or gets short.
+    /// Size before speed where memory is what counts, or gets short: the entropy coder takes as long as all else together, for a
+    /// chunk that is shorter by an eighth.
     fn mode(&self) -> Mode {
         match self.strategy() {
             Strategy::Latency | Strategy::Throughput => Mode::Fast,
             Strategy::Compact => Mode::Dense,
-            Strategy::Adaptive if self.pool.bytes() > self.pool_bound() / 2 => Mode::Dense,
+            Strategy::Adaptive if self.pool_is_crowded() => Mode::Dense,
             Strategy::Adaptive => Mode::Fast,
         }
+    }
+
+    /// Loss makes chunks of every kind short, so the pool would grow to its bound whatever the program does, and what it works on now
+    /// would not fit into the frames that are left: from here on short chunks go to the disk, to which they are quickly written.
+    pub fn pool_is_crowded(&self) -> bool {
+        self.pool.bytes() > self.pool_bound() / 3 * 2
     }
 
     /// What was accounted for a chunk is not used: the caller, who owns it, still has its own bytes.

@@ -1,6 +1,6 @@
 //! Chunks as multiples of a step. The step comes from `step`, the codes from `kernel`; segments that repeat others are left out
 //! (`segments`); of the rest, the upper eight bits of each code make the plane, which is stored as it is, through LZ4 or through
-//! `rans`, and the lower ones (none, four or eight) follow as they are. Few codes do not fit: they are listed. Called by the face.
+//! `rans`, and the lower ones (none, two, four or eight) follow as they are. Few codes do not fit: they are listed. Called by the face.
 //!
 //! Blob, little-endian: kind, element, plane's form with flag 4 for a table, lower bits of a code (one byte each); u32 numbers; f64
 //! step; u32 bytes of the list; u32 bytes of the plane; then the table of segments (u32 each), the list (numbers from one to the
@@ -113,19 +113,19 @@ struct Chunk<'a> {
     tally: Tally,
 }
 
-/// Lower bits of a code that do not go through the plane: 0, 4 or 8.
+/// Lower bits of a code that do not go through the plane: 0, 2, 4 or 8.
 fn lower_bits(mode: Mode, codes: &[i16], tally: Tally) -> u32 {
     let fits = |shift: u32| i8::try_from(tally.min >> shift).is_ok() && i8::try_from(tally.max >> shift).is_ok();
     let outside = |shift: u32| if fits(shift) { 0 } else { passes::outside(codes, shift) };
     let without = outside(0);
     if without == 0 || mode == Mode::Fast {
-        return [0, 4].into_iter().find(|shift| outside(*shift) <= codes.len() / RARE).unwrap_or(8);
+        return [0, 2, 4].into_iter().find(|shift| outside(*shift) <= codes.len() / RARE).unwrap_or(8);
     }
     // Lower bits as they are cost more than their entropy; listed codes cost a few bytes each.
     let cost = |shift: u32| {
         let mut counts: rans::Counts = [0; 256];
         let mut sampled = 0;
-        for part in codes.chunks(256).step_by(16) {
+        for part in codes.chunks(256).step_by(64) {
             sampled += part.len();
             for code in part {
                 counts[usize::from((code >> shift).clamp(-128, 127) as u8)] += 1;
@@ -135,7 +135,7 @@ fn lower_bits(mode: Mode, codes: &[i16], tally: Tally) -> u32 {
         let listed = outside(shift) as f64 / codes.len() as f64;
         if listed > 1.0 / RARE as f64 { f64::MAX } else { symbols + f64::from(shift) + listed * LISTED_BITS }
     };
-    [0, 4].into_iter().min_by(|a, b| cost(*a).total_cmp(&cost(*b))).filter(|shift| cost(*shift) < f64::MAX).unwrap_or(8)
+    [0, 2, 4].into_iter().min_by(|a, b| cost(*a).total_cmp(&cost(*b))).filter(|shift| cost(*shift) < f64::MAX).unwrap_or(8)
 }
 
 /// Writes the blob; its length. None if too many codes do not fit.
@@ -229,6 +229,7 @@ fn lower_bytes(codes: usize, bits: u32) -> usize {
 fn write_lower(codes: &[i16], bits: u32, to: &mut [u8]) {
     match bits {
         0 => {}
+        2 => passes::crumbs(codes, to),
         4 => passes::nibbles(codes, to),
         _ => passes::low_bytes(codes, to),
     }
@@ -238,6 +239,7 @@ fn write_lower(codes: &[i16], bits: u32, to: &mut [u8]) {
 fn join(upper: &[u8], bits: u32, lower: &[u8], codes: &mut [i16]) {
     match bits {
         0 => passes::widen(upper, codes),
+        2 => passes::widen_crumbs(upper, lower, codes),
         4 => passes::widen_nibbles(upper, lower, codes),
         _ => passes::widen_bytes(upper, lower, codes),
     }
@@ -295,7 +297,7 @@ impl<'a> Parts<'a> {
         let (numbers, bits) = (word(4)?, u32::from(*head.get(3)?));
         let (element, form) = (Element::of(*head.get(1)?)?, *head.get(2)?);
         let step = f64::from_le_bytes(*head.get(8..)?.first_chunk()?);
-        if !matches!(bits, 0 | 4 | 8) || form > (TABLE | CONSTANT) || !step::safe(element.width(), step) {
+        if !matches!(bits, 0 | 2 | 4 | 8) || form > (TABLE | CONSTANT) || !step::safe(element.width(), step) {
             return None;
         }
         let count = segments::count(numbers);

@@ -97,6 +97,18 @@ twice! {
         }
     }
 
+    /// Codes of bytes and two lower bits each: byte i has those of the ith code of each quarter.
+    pub fn widen_crumbs / widen_crumbs_plain / widen_crumbs_wide (bytes: &[u8], lower: &[u8], codes: &mut [i16]) {
+        let quarter = lower.len().max(1);
+        let mut shift = 0;
+        for (codes, bytes) in codes.chunks_mut(quarter).zip(bytes.chunks(quarter)) {
+            for ((code, byte), lower) in codes.iter_mut().zip(bytes).zip(lower) {
+                *code = (*byte as i8 as i16) << 2 | (*lower >> shift & 3) as i16;
+            }
+            shift += 2;
+        }
+    }
+
     /// Codes of bytes and eight lower bits each.
     pub fn widen_bytes / widen_bytes_plain / widen_bytes_wide (bytes: &[u8], lower: &[u8], codes: &mut [i16]) {
         for ((code, byte), lower) in codes.iter_mut().zip(bytes).zip(lower) {
@@ -111,6 +123,18 @@ twice! {
         }
         if let (1, Some(code), Some(to)) = (codes.len() % 2, codes.last(), to.last_mut()) {
             *to = (*code & 15) as u8;
+        }
+    }
+
+    /// The lower two bits of codes, four to a byte; see [`widen_crumbs`].
+    pub fn crumbs / crumbs_plain / crumbs_wide (codes: &[i16], to: &mut [u8]) {
+        let mut shift = 0;
+        to.fill(0);
+        for codes in codes.chunks(to.len().max(1)) {
+            for (code, to) in codes.iter().zip(to.iter_mut()) {
+                *to |= ((*code & 3) as u8) << shift;
+            }
+            shift += 2;
         }
     }
 

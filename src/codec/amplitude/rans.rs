@@ -1,9 +1,45 @@
 //! The entropy coder of dense mode: range asymmetric numeral systems (Duda) over bytes, 32 interleaved states that share one stream
-//! of 16-bit words, frequencies of 12 bits. Called by the amplitude codec only. The scalar decoder is the definition; x86-64
-//! machines with AVX2 decode eight states at a time.
+//! of 16-bit words, frequencies of 12 bits. Called by the amplitude codec only. The scalar loops are the definition; x86-64
+//! machines with AVX2 or AVX-512 work on eight or sixteen states at a time.
 //!
 //! Blob: which bytes occur (32 bytes of flags), their frequencies (one byte below 128, else two), the 32 states after encoding, the
 //! words. All little-endian.
+
+#[cfg(target_arch = "x86_64")]
+use super::rans_x86::{self as wide, Reach};
+
+/// Nothing but the scalar loops.
+#[cfg(not(target_arch = "x86_64"))]
+mod wide {
+    use super::{Decoder, LANES, Reach};
+
+    pub fn encode(_: Reach, _: &[[u8; LANES]], _: &mut [u32; LANES], _: &[u16; 256], _: &mut [u8], _: &mut usize) -> usize {
+        0
+    }
+
+    pub fn decode(_: Reach, _: &mut Decoder, _: &mut [u8]) -> usize {
+        0
+    }
+}
+
+/// States that are worked on at a time.
+#[cfg(not(target_arch = "x86_64"))]
+#[derive(Clone, Copy, Debug)]
+enum Reach {
+    One,
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+impl Reach {
+    #[cfg(test)]
+    fn all() -> impl Iterator<Item = Self> {
+        [Self::One].into_iter()
+    }
+
+    fn best() -> Self {
+        Self::One
+    }
+}
 
 /// Interleaved states.
 pub const LANES: usize = 32;
@@ -136,6 +172,11 @@ fn steps(frequencies: &[u16; 256]) -> [Step; 256] {
 /// Encodes `symbols`, whose counts are given, into `out`: the blob's length. None if fewer than two different bytes occur or `out`
 /// is too short ([`OVERHEAD`] and 12 bits for each symbol are always enough).
 pub fn encode(symbols: &[u8], counts: &Counts, out: &mut [u8]) -> Option<usize> {
+    encode_with(Reach::best(), symbols, counts, out)
+}
+
+/// [`encode`] with so many states at a time.
+fn encode_with(reach: Reach, symbols: &[u8], counts: &Counts, out: &mut [u8]) -> Option<usize> {
     let frequencies = frequencies(counts)?;
     let head = write_head(&frequencies, out)?;
     let steps = steps(&frequencies);
@@ -145,10 +186,7 @@ pub fn encode(symbols: &[u8], counts: &Counts, out: &mut [u8]) -> Option<usize> 
     let mut at = body.len() & !1;
     let (groups, rest) = symbols.as_chunks::<LANES>();
     at = encode_some(rest, &mut states, &steps, body, at)?;
-    #[cfg(target_arch = "x86_64")]
-    let done = super::rans_x86::encode(groups, &mut states, &frequencies, body, &mut at);
-    #[cfg(not(target_arch = "x86_64"))]
-    let done = 0;
+    let done = wide::encode(reach, groups, &mut states, &frequencies, body, &mut at);
     for group in groups.get(..groups.len() - done)?.iter().rev() {
         at = encode_some(group, &mut states, &steps, body, at)?;
     }
@@ -215,15 +253,17 @@ impl<'a> Decoder<'a> {
 
     /// Decodes the next symbols; as many at a time as [`LANES`] goes into, but for the last.
     pub fn decode(&mut self, out: &mut [u8]) -> Option<()> {
-        #[cfg(target_arch = "x86_64")]
-        let done = super::rans_x86::decode(self, out);
-        #[cfg(not(target_arch = "x86_64"))]
-        let done = 0;
+        self.decode_with(Reach::best(), out)
+    }
+
+    /// [`Self::decode`] with so many states at a time.
+    fn decode_with(&mut self, reach: Reach, out: &mut [u8]) -> Option<()> {
+        let done = wide::decode(reach, self, out);
         self.decode_scalar(out.get_mut(done..)?)
     }
 
     /// The definition of [`Self::decode`].
-    pub fn decode_scalar(&mut self, out: &mut [u8]) -> Option<()> {
+    fn decode_scalar(&mut self, out: &mut [u8]) -> Option<()> {
         for group in out.chunks_mut(LANES) {
             for (symbol, state) in group.iter_mut().zip(&mut self.states) {
                 let entry = self.table[(*state % TOTAL) as usize];
@@ -266,11 +306,14 @@ mod tests {
         let mut out = vec![0xEE; OVERHEAD + symbols.len() * 3 / 2];
         let n = encode(symbols, &counts, &mut out)?;
         let mut table = [0; TOTAL as usize];
-        for scalar in [true, false] {
+        for reach in Reach::all() {
+            let mut same = vec![0x33; out.len()];
+            assert_eq!(encode_with(reach, symbols, &counts, &mut same), Some(n));
+            assert!(same[..n] == out[..n], "{} symbols by {reach:?} and by {:?}", symbols.len(), Reach::best());
             let mut back = vec![1; symbols.len()];
             let mut decoder = Decoder::new(&out[..n], &mut table).expect("a head");
-            let done = if scalar { decoder.decode_scalar(&mut back) } else { decoder.decode(&mut back) };
-            assert!(done.is_some() && decoder.finished() && back == symbols, "{} symbols, scalar {scalar}", symbols.len());
+            let done = decoder.decode_with(reach, &mut back);
+            assert!(done.is_some() && decoder.finished() && back == symbols, "{} symbols, {reach:?}", symbols.len());
         }
         // In pieces, as the codec takes them.
         let mut back = vec![1; symbols.len()];
@@ -324,8 +367,10 @@ mod tests {
                 bad[at] ^= random(&mut seed) as u8;
             }
             bad.truncate(n - (random(&mut seed) % 40) as usize);
-            if let Some(mut decoder) = Decoder::new(&bad, &mut table) {
-                let _ = decoder.decode(&mut back);
+            for reach in Reach::all() {
+                if let Some(mut decoder) = Decoder::new(&bad, &mut table) {
+                    let _ = decoder.decode_with(reach, &mut back);
+                }
             }
         }
     }

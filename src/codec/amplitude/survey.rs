@@ -10,7 +10,7 @@ use super::{Element, Width};
 pub struct Survey {
     /// The square of the L2 norm, right to a few parts in 10^12; NaN or infinite if a number is, or it does not fit.
     pub norm_squared: f64,
-    /// No number is NaN, infinite or subnormal. Integers below 2^52 and negative ones, read as doubles, are one of these.
+    /// No number is subnormal, and the norm is finite. Integers below 2^52 and negative ones, read as doubles, are one of these.
     pub ordinary: bool,
 }
 
@@ -19,24 +19,26 @@ const LANES: usize = 8;
 
 macro_rules! look {
     ($chunk:expr, $float:ty, $bits:ty, $bytes:literal, $mantissa:literal) => {{
-        const SIGN: $bits = 1 << ($bytes * 8 - 1);
-        const ALL_ONES: $bits = (SIGN - 1) >> $mantissa << $mantissa;
-        let (mut sums, mut odd) = ([0.0f64; LANES], [0 as $bits; LANES]);
-        let (wholes, rest) = $chunk.as_chunks::<{ $bytes * LANES }>();
-        let mut add = |numbers: &[[u8; $bytes]]| {
-            for (lane, bytes) in numbers.iter().enumerate().take(LANES) {
+        /// Adds what some numbers are; no closure, since one would not be compiled for what its caller is compiled for.
+        #[inline(always)]
+        fn add(numbers: &[[u8; $bytes]], sums: &mut [f64; LANES], subnormal: &mut [$bits; LANES]) {
+            for ((bytes, sum), subnormal) in numbers.iter().zip(sums).zip(subnormal) {
                 let bits = <$bits>::from_le_bytes(*bytes);
                 let x = f64::from(<$float>::from_bits(bits));
-                let (exponent, plain) = (bits & ALL_ONES, bits & !SIGN);
-                sums[lane] += x * x;
-                odd[lane] |= <$bits>::from(exponent == ALL_ONES) | <$bits>::from(exponent == 0) & <$bits>::from(plain != 0);
+                let plain = bits & (<$bits>::MAX >> 1);
+                *sum += x * x;
+                *subnormal |= <$bits>::from(plain != 0) & <$bits>::from(plain >> $mantissa == 0);
             }
-        };
-        for whole in wholes {
-            add(whole.as_chunks::<$bytes>().0);
         }
-        add(rest.as_chunks::<$bytes>().0);
-        Survey { norm_squared: sums.iter().sum(), ordinary: odd.iter().all(|odd| *odd == 0) }
+        let (mut sums, mut subnormal) = ([0.0f64; LANES], [0 as $bits; LANES]);
+        let (wholes, rest) = $chunk.as_chunks::<{ $bytes * LANES }>();
+        for whole in wholes {
+            add(whole.as_chunks::<$bytes>().0, &mut sums, &mut subnormal);
+        }
+        add(rest.as_chunks::<$bytes>().0, &mut sums, &mut subnormal);
+        let norm_squared: f64 = sums.iter().sum();
+        // One that is NaN or infinite shows in the sum.
+        Survey { norm_squared, ordinary: subnormal.iter().all(|odd| *odd == 0) && norm_squared.is_finite() }
     }};
 }
 
