@@ -26,6 +26,8 @@ const TRIES: usize = 8;
 const PROBE: usize = 4096;
 /// One code in so many may be listed instead of widening all of them.
 const RARE: usize = 64;
+/// Codes that are looked at together for one to list.
+const PART: usize = 128;
 /// Bits that a listed code costs, about; bytes at most.
 const LISTED_BITS: f64 = 28.0;
 const LISTED_BYTES: usize = 10;
@@ -197,16 +199,19 @@ fn split(
         let to = plane.get_mut(done.plane..done.plane + codes.len())?;
         done.plane += codes.len();
         if !passes::narrow(codes, bits, to) {
-            for (i, code) in codes.iter().enumerate().filter(|(_, c)| listed(**c, bits)) {
-                let index = s * SEGMENT + i;
-                let k = kernel::code(width, kernel::number(width, chunk.bytes, index)?, chunk.step)?;
-                if f64::from(k.abs()) > step::largest_code(width) || done.list + LISTED_BYTES > most {
-                    return None;
+            // Few are off, so most parts have none.
+            for (p, part) in codes.chunks(PART).enumerate().filter(|(_, part)| passes::any_off(part, bits)) {
+                for (i, code) in part.iter().enumerate().filter(|(_, c)| listed(**c, bits)) {
+                    let index = s * SEGMENT + p * PART + i;
+                    let k = kernel::code(width, kernel::number(width, chunk.bytes, index)?, chunk.step)?;
+                    if f64::from(k.abs()) > step::largest_code(width) || done.list + LISTED_BYTES > most {
+                        return None;
+                    }
+                    debug_assert!(i16::try_from(k).map_or(*code == i16::MIN || *code == i16::MAX, |k| k == *code));
+                    done.list = varint::write((index - last) as u32, list, done.list)?;
+                    done.list = varint::write((k << 1 ^ k >> 31) as u32, list, done.list)?;
+                    last = index;
                 }
-                debug_assert!(i16::try_from(k).map_or(*code == i16::MIN || *code == i16::MAX, |k| k == *code));
-                done.list = varint::write((index - last) as u32, list, done.list)?;
-                done.list = varint::write((k << 1 ^ k >> 31) as u32, list, done.list)?;
-                last = index;
             }
         }
         let len = lower_bytes(codes.len(), bits);

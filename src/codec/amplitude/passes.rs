@@ -79,6 +79,17 @@ twice! {
         off == 0
     }
 
+    /// Is there one that [`narrow`] would find off?
+    pub fn any_off / any_off_plain / any_off_wide (codes: &[i16], bits: u32) -> bool {
+        let mut off = 0i16;
+        for code in codes {
+            let upper = *code >> bits;
+            let saturated = (*code ^ (*code >> 15)) == 0x7FFF;
+            off |= ((upper as i8) as i16 ^ upper) | -(saturated as i16);
+        }
+        off != 0
+    }
+
     /// Codes of bytes.
     pub fn widen / widen_plain / widen_wide (bytes: &[u8], codes: &mut [i16]) {
         for (code, byte) in codes.iter_mut().zip(bytes) {
