@@ -40,7 +40,7 @@ $(ARCHIVE): FORCE
 $(PRELOAD_ARCHIVE): FORCE
 	@$(CARGO) build --quiet --package qmem-preload --profile preload --target-dir target/static
 
-$(OUT)/libqmem_preload.so: $(PRELOAD_ARCHIVE) abi/qmem.exports abi/preload.exports preload/operators.c tools/link
+$(OUT)/libqmem_preload.so: $(PRELOAD_ARCHIVE) abi/qmem.exports abi/preload.exports $(wildcard preload/*.c) tools/link
 	@CC="$(CC)" tools/link $(PRELOAD_ARCHIVE) $@
 
 $(QMEM): FORCE

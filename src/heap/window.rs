@@ -14,7 +14,7 @@ use crate::os::{random, vm};
 
 /// Where the first window may start, with the room for a random start and how many wide windows fit: the first place where nothing
 /// is. The others are for tools that hold much of the address space: valgrind all above 16 TiB, ThreadSanitizer 1 to 32 TiB.
-const PLACES: [(usize, usize, usize); 3] =
+static PLACES: [(usize, usize, usize); 3] =
     [(17 << 40, 1 << 40, config::HEAP_WIDE), (3 << 40, 1 << 40, 256), (1 << 36, 1 << 35, 0)];
 /// Windows that are tried for one heap; something else may be mapped where they would be.
 const TRIES: usize = 8;
