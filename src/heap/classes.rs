@@ -165,6 +165,12 @@ impl Shape {
     pub const fn index_of(&self, offset: usize) -> usize {
         ((offset as u64 * self.magic as u64) >> 32) as usize
     }
+
+    /// Is that many bytes into a slice where a block starts?
+    #[inline]
+    pub fn starts_at(&self, offset: usize) -> bool {
+        (offset as u32).wrapping_mul(self.magic) < self.magic
+    }
 }
 
 #[cfg(test)]
@@ -211,7 +217,7 @@ mod tests {
             assert!(blocks * size <= end && blocks > 0 && shape.blocks as usize * size <= SLICE, "{size}");
             for offset in 0..SLICE {
                 assert_eq!(shape.index_of(offset), offset / size);
-                let is_start = (offset as u32).wrapping_mul(shape.magic) < shape.magic; // as `free` asks
+                let is_start = shape.starts_at(offset); // as `free` asks
                 assert_eq!(is_start, offset.is_multiple_of(size), "{offset} in blocks of {size}");
             }
             assert!(

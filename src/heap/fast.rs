@@ -320,16 +320,28 @@ pub unsafe fn resize_own(ptr: *mut u8, size: usize) -> *mut u8 {
 /// As for [`free_or`].
 #[inline]
 pub unsafe fn free_others(ptr: *mut u8) -> bool {
-    let Some(heap) = page_map::get(ptr as usize).and_then(span::heap_of) else { return false };
     let Some(own) = thread::own() else { return false };
-    let slice = heap.slice_of(ptr as usize) as usize;
-    // SAFETY: the page map says that the slice is of a mapped unit; a block that starts in a slice open to `free` is a plain one,
-    // and the caller gives it up.
+    // SAFETY: the thread's own heap; the caller gives the block up.
+    if unsafe { (*own.outbox.get()).add_again(ptr, &mut thread::relieve) } {
+        return true;
+    }
+    let Some(heap) = page_map::get(ptr as usize).and_then(span::heap_of) else { return false };
+    if core::ptr::eq(own, heap) {
+        return false;
+    }
+    let slice = heap.slice_of(ptr as usize);
+    // SAFETY: the page map says that the slice is of a mapped unit; a block that starts in a span of plain ones is one, and the
+    // caller gives it up.
     unsafe {
-        if core::ptr::eq(own, heap) || !starts_block(heap, slice, ptr) || (*ptr.cast::<Block>()).mark == heap.mark() {
+        // Not by the checks that `free` goes by: their counts change with every block, and so does the line that they are in.
+        let span = heap.span(slice);
+        let Some((Kind::Plain, class)) = span.what() else { return false };
+        let shape = class.shape();
+        let starts = shape.starts_at(ptr as usize - heap.start_of(slice));
+        if !starts || span.watched.load(Relaxed) || (*ptr.cast::<Block>()).mark == heap.mark() {
             return false;
         }
-        (*own.outbox.get()).add(heap, ptr.cast(), &mut thread::relieve);
+        (*own.outbox.get()).add(heap, ptr.cast(), Some((span, shape.magic)), &mut thread::relieve);
     }
     true
 }

@@ -5,7 +5,9 @@ use super::block::{Block, Messages};
 use super::classes::SLICE;
 use super::local::Heap;
 use super::remote::Links;
+use super::span::Span;
 use core::ptr::{null, null_mut};
+use core::sync::atomic::Ordering::Relaxed;
 
 /// Slices gathered for at a time.
 const RING: usize = 16;
@@ -21,10 +23,17 @@ struct Gathered {
     /// The slice's number in the address space; 0 = nothing.
     slice: usize,
     heap: *const Heap,
+    /// Plain blocks: the slice's span, which stays what it is as long as it has not got these back.
+    span: *const Span,
+    /// Plain blocks: where they start; else 0, by which nothing does.
+    magic: u32,
+    count: u32,
     first: *mut Block,
     last: *mut Block,
-    count: u32,
 }
+
+const NOTHING: Gathered =
+    Gathered { slice: 0, heap: null(), span: null(), magic: 0, count: 0, first: null_mut(), last: null_mut() };
 
 /// Messages for one heap.
 struct Parcel {
@@ -43,45 +52,73 @@ pub struct Outbox {
 impl Outbox {
     /// Nothing on its way.
     pub const fn new() -> Self {
-        Self {
-            ring: [const { Gathered { slice: 0, heap: null(), first: null_mut(), last: null_mut(), count: 0 } }; RING],
-            parcels: [const { Parcel { heap: null(), first: 0, last: 0, messages: 0 } }; TARGETS],
+        Self { ring: [NOTHING; RING], parcels: [const { Parcel { heap: null(), first: 0, last: 0, messages: 0 } }; TARGETS] }
+    }
+
+    /// Adds a plain block that its user gave up, if others of its slice are here already: nothing has to be looked up. False, and
+    /// nothing happens: there are none, it is no block's start, freed already, or somebody watches.
+    ///
+    /// # Safety
+    /// If it is a live block, nobody uses it.
+    #[inline(always)]
+    pub unsafe fn add_again(&mut self, ptr: *mut u8, post: &mut dyn FnMut(&'static Heap)) -> bool {
+        let slice = ptr as usize / SLICE;
+        let Some(gathered) = self.ring.get_mut(slice % RING).filter(|gathered| gathered.slice == slice) else { return false };
+        let starts = u32::from(ptr as u16).wrapping_mul(gathered.magic) < gathered.magic;
+        let block = ptr.cast::<Block>();
+        // SAFETY: where blocks start, there is a span; and the block is mapped memory of a heap.
+        if !starts || unsafe { (*gathered.span).watched.load(Relaxed) || (*block).mark == gathered.heap as usize } {
+            return false;
+        }
+        self.join(slice, block, post);
+        true
+    }
+
+    /// Puts a block to those of its slice.
+    #[inline(always)]
+    fn join(&mut self, slice: usize, block: *mut Block, post: &mut dyn FnMut(&'static Heap)) {
+        let Some(gathered) = self.ring.get_mut(slice % RING) else { return };
+        // SAFETY: the callers' promise: the block is free and ours.
+        unsafe { *block = Block { mark: gathered.heap as usize, next: gathered.first } };
+        gathered.first = block;
+        gathered.count += 1;
+        if gathered.count >= MOST_BLOCKS {
+            let full = core::mem::replace(gathered, NOTHING);
+            self.send(full, post);
         }
     }
 
-    /// Adds a block of `heap`'s that its user gave up; `post` is called with an idle heap that got messages.
+    /// Adds a block of `heap`'s that its user gave up, and for a plain one its span and its class's magic; `post` is called with an
+    /// idle heap that got messages.
     ///
     /// # Safety
     /// Nobody uses the block, and the caller has made sure that it is freed once.
     #[inline]
-    pub unsafe fn add(&mut self, heap: &'static Heap, block: *mut Block, post: &mut dyn FnMut(&'static Heap)) {
+    pub unsafe fn add(
+        &mut self,
+        heap: &'static Heap,
+        block: *mut Block,
+        plain: Option<(&'static Span, u32)>,
+        post: &mut dyn FnMut(&'static Heap),
+    ) {
         let slice = block as usize / SLICE;
         let Some(gathered) = self.ring.get_mut(slice % RING) else { return };
-        // SAFETY: the caller's promise; `last` is a block of the same kind that we hold.
-        unsafe { (*block).mark = heap.mark() };
         if gathered.slice == slice {
-            // SAFETY: as above.
-            unsafe { (*block).next = gathered.first };
-            gathered.first = block;
-            gathered.count += 1;
-            if gathered.count < MOST_BLOCKS {
-                return;
-            }
-            let full = core::mem::replace(gathered, Gathered { slice: 0, heap, first: null_mut(), last: null_mut(), count: 0 });
-            self.send(full, post);
-        } else {
-            let fresh = Gathered { slice, heap, first: block, last: block, count: 1 };
-            let old = core::mem::replace(gathered, fresh);
-            self.send(old, post);
+            return self.join(slice, block, post);
         }
+        // SAFETY: the caller's promise.
+        unsafe { (*block).mark = heap.mark() };
+        let (span, magic) = plain.map_or((null(), 0), |(span, magic)| (span as *const Span, magic));
+        let fresh = Gathered { slice, heap, span, magic, count: 1, first: block, last: block };
+        let old = core::mem::replace(gathered, fresh);
+        self.send(old, post);
     }
 
     /// Hands over everything.
     pub fn flush(&mut self, post: &mut dyn FnMut(&'static Heap)) {
         for index in 0..RING {
             if let Some(gathered) = self.ring.get_mut(index) {
-                let nothing = Gathered { slice: 0, heap: null(), first: null_mut(), last: null_mut(), count: 0 };
-                let old = core::mem::replace(gathered, nothing);
+                let old = core::mem::replace(gathered, NOTHING);
                 self.send(old, post);
             }
         }

@@ -276,7 +276,7 @@ pub fn relieve(heap: &'static Heap) {
 pub fn send(heap: &'static Heap, block: *mut Block) {
     if let Some(own) = own_or_new() {
         // SAFETY: the thread's own heap; the block is as the outbox wants it.
-        unsafe { (*own.outbox.get()).add(heap, block, &mut relieve) };
+        unsafe { (*own.outbox.get()).add(heap, block, None, &mut relieve) };
         return;
     }
     // SAFETY: the block is ours alone.
