@@ -29,6 +29,8 @@ pub struct Shape {
     pub magic: u32,
     /// Plain blocks per slice.
     pub blocks: u32,
+    /// Blocks that a bin gets at least when it is filled, if they can be had, so that filling it is not the rule.
+    pub good: u32,
     /// Described blocks per slice: fewer where the side arrays take room.
     pub described: u32,
     /// Offset of the side arrays from the slice's start; 0 = in the span's record.
@@ -39,10 +41,15 @@ pub struct Shape {
     pub width: u32,
 }
 
+/// Bytes of blocks in a bin that was filled, between the bounds of [`GOOD`].
+const GOOD_BYTES: usize = 8192;
+/// Blocks in a bin that was filled.
+pub const GOOD: core::ops::RangeInclusive<u32> = 24..=128;
+
 /// One shape per class.
 #[allow(clippy::indexing_slicing)] // evaluated by the compiler: a wrong index does not build
 static SHAPES: [Shape; COUNT] = {
-    let mut shapes = [Shape { size: 0, magic: 0, blocks: 0, described: 0, side: 0, slack: 0, width: 0 }; COUNT];
+    let mut shapes = [Shape { size: 0, magic: 0, blocks: 0, good: 0, described: 0, side: 0, slack: 0, width: 0 }; COUNT];
     let mut i = 0;
     while i < COUNT {
         shapes[i] = shape(size_of_class(i));
@@ -90,6 +97,11 @@ const fn shape(size: usize) -> Shape {
         size: size as u32,
         magic: (1u64 << 32).div_ceil(size as u64) as u32,
         blocks: blocks as u32,
+        good: match (GOOD_BYTES / size) as u32 {
+            few if few < *GOOD.start() => *GOOD.start(),
+            many if many > *GOOD.end() => *GOOD.end(),
+            good => good,
+        },
         described: described as u32,
         side: if side > INLINE_SIDE { (SLICE - side) as u32 } else { 0 },
         slack: slack_offset(described, width) as u32,
@@ -132,6 +144,12 @@ impl Class {
         Self((8 + group * 8 + ((last >> (group + 4)) & 7)) as u8)
     }
 
+    /// Bytes from the class below to this one.
+    #[inline]
+    pub fn step(self) -> usize {
+        if self.0 < 16 { 16 } else { 16 << ((self.0 - 8) / 8) }
+    }
+
     /// [`of_size`](Self::of_size) for sizes above 1024.
     #[inline(always)]
     pub fn of_medium(size: usize) -> Self {
@@ -154,7 +172,7 @@ impl Class {
     /// How its slices are laid out.
     #[inline]
     pub fn shape(self) -> &'static Shape {
-        const EMPTY: Shape = Shape { size: 16, magic: 0, blocks: 0, described: 0, side: 0, slack: 0, width: 1 };
+        const EMPTY: Shape = Shape { size: 16, magic: 0, blocks: 0, good: 0, described: 0, side: 0, slack: 0, width: 1 };
         SHAPES.get(self.0 as usize).unwrap_or(&EMPTY) // never EMPTY: the number is below COUNT
     }
 }
@@ -206,6 +224,14 @@ mod tests {
             }
         }
         assert!(Class::of(1, MAX_SMALL * 2).is_none());
+    }
+
+    #[test]
+    fn steps_lead_from_class_to_class() {
+        for class in (1..COUNT as u8).map(Class) {
+            assert_eq!(class.shape().size as usize - class.step(), Class(class.0 - 1).shape().size as usize);
+        }
+        assert_eq!(Class(0).shape().size as usize, Class(0).step());
     }
 
     #[test]

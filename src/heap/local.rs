@@ -69,6 +69,12 @@ pub struct List {
     pub first: Cell<u32>,
     /// The last of them.
     pub last: Cell<u32>,
+    /// The class's bins that may have blocks, a bit each.
+    pub bins: Cell<u32>,
+}
+
+impl List {
+    const NONE: Self = Self { current: Cell::new(0), first: Cell::new(0), last: Cell::new(0), bins: Cell::new(0) };
 }
 
 /// A mapping of a large block kept for the next one. All zero: none.
@@ -192,7 +198,7 @@ impl Heap {
             bins: UnsafeCell::new([Bin(end); BINS]),
             kept_runs: Cell::new(0),
             kept_large: UnsafeCell::new([Kept::NONE; config::HEAP_KEPT_LARGE]),
-            lists: [const { [const { List { current: Cell::new(0), first: Cell::new(0), last: Cell::new(0) } }; COUNT] }; 2],
+            lists: [const { [const { List::NONE }; COUNT] }; 2],
             slices: Slices::none(),
             until_look: Cell::new(0),
             prepaid: Cell::new(0),

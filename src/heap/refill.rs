@@ -2,7 +2,7 @@
 //! blocks go that cannot simply be put into their slice's list. Called by the heap's owner alone.
 
 use super::block::{Block, Messages};
-use super::classes::{COUNT, Class};
+use super::classes::{COUNT, Class, GOOD};
 use super::local::{Bin, Check, Heap, List, SMALL, offset};
 use super::remote::{END, Links};
 use super::slices::For;
@@ -15,12 +15,12 @@ use core::sync::atomic::fence;
 
 /// Bytes of a slice that are cut into blocks at a time: as little as possible is touched before it is needed.
 const CARVE: u32 = 4096;
-/// Blocks that a bin gets at least, if they can be had, so that filling it is not the rule: by bytes, between these bounds.
-const GOOD_BYTES: u32 = 8192;
-/// See [`GOOD_BYTES`].
-const GOOD: core::ops::RangeInclusive<u32> = 24..=128;
-/// A slice that was exhausted comes back with this share of its blocks, one at least.
+/// A slice that was exhausted comes back with this share of its blocks, one at least and so many at most.
 const WAKE_SHARE: u32 = 8;
+/// See [`WAKE_SHARE`].
+const WAKE_MOST: u32 = 24;
+/// Blocks that a bin keeps when another one of its class has none.
+const LEFT: u32 = 4;
 /// Blocks with which a bin is content if its slice has no more.
 const ENOUGH: u32 = 8;
 /// How much more than its blocks the count of a class's current slice says, so that it does not reach 0: it stays.
@@ -36,7 +36,14 @@ const LOOK_EVERY: u32 = 7;
 pub unsafe fn fill(heap: &Heap, bin: *mut *mut Block, class: Class) -> *mut Block {
     visit(heap);
     let list = heap.list(class, false);
-    let good = (GOOD_BYTES / class.shape().size).clamp(*GOOD.start(), *GOOD.end());
+    let own = bit_of(bin);
+    let bins = list.bins.replace(list.bins.get() | own);
+    // SAFETY: the caller's promise.
+    if bins & !own != 0 && unsafe { borrow(heap, bin, class, list) } {
+        // SAFETY: as above.
+        return unsafe { heap.pop(bin) }.unwrap_or(core::ptr::null_mut());
+    }
+    let good = class.shape().good;
     let mut have = 0;
     loop {
         let slice = match list.current.get() {
@@ -70,6 +77,43 @@ pub unsafe fn fill(heap: &Heap, bin: *mut *mut Block, class: Class) -> *mut Bloc
     unsafe { heap.pop(bin) }.unwrap_or(core::ptr::null_mut())
 }
 
+/// A bin's bit among those of its class, which lie side by side.
+#[inline(always)]
+fn bit_of(bin: *mut *mut Block) -> u32 {
+    1u32.wrapping_shl((bin as usize / size_of::<Bin>()) as u32)
+}
+
+/// Takes blocks from another bin of the class that has more than a few: sizes of one class have bins of their own, and what lies in
+/// each would be as much as in one.
+///
+/// # Safety
+/// As for [`fill`].
+unsafe fn borrow(heap: &Heap, bin: *mut *mut Block, class: Class, list: &List) -> bool {
+    let last = heap.bin(class.shape().size as usize).cast::<Bin>();
+    let mut found = bit_of(bin);
+    for back in 0..class.step() / size_of::<Bin>() {
+        let other = last.wrapping_sub(back);
+        let mut link = other.cast::<*mut Block>();
+        // SAFETY: bins of the heap, which the caller owns; blocks of a list are marked, and it ends with what is not.
+        unsafe {
+            let mut left = LEFT;
+            while (**link).mark == heap.mark() {
+                if left == 0 {
+                    *bin = core::mem::replace(&mut *link, heap.end());
+                    return true;
+                }
+                left -= 1;
+                link = &raw mut (**link).next;
+            }
+            if left < LEFT {
+                found |= bit_of(other.cast());
+            }
+        }
+    }
+    list.bins.set(found);
+    false
+}
+
 /// Where the link behind the `count` blocks of a bin is.
 ///
 /// # Safety
@@ -93,7 +137,7 @@ unsafe fn last_link(heap: &Heap, bin: *mut *mut Block, count: u32) -> *mut *mut 
 fn exhausted(heap: &Heap, list: &List, slice: u32) {
     // SAFETY: a slice of the heap, which the caller owns.
     let (check, span) = unsafe { (heap.check(slice as usize), heap.span(slice)) };
-    let wake = (span.carved.load(Relaxed) / WAKE_SHARE).clamp(1, *GOOD.start());
+    let wake = (span.carved.load(Relaxed) / WAKE_SHARE).clamp(1, WAKE_MOST);
     span.stand.set(Stand::Full);
     span.wake.set(wake);
     check.out.set(wake);
