@@ -3,6 +3,7 @@
 //! shuffle-lz4: which it was stands in the frame.
 
 use super::Settings;
+use super::buffer::Buffer;
 use super::foreign::{self, Foreign};
 use super::shuffle::Order;
 use crate::codec::amplitude::{self, Element, Mode, Request, Width};
@@ -182,24 +183,15 @@ pub struct Worker {
     lz4: lz4::Context,
     zstd: Option<(zstd::bulk::Compressor<'static>, zstd::bulk::Decompressor<'static>)>,
     snappy: snap::raw::Encoder,
-    out: Vec<u8>,
-    work: Vec<u8>,
+    /// What was made, by codecs that are given room for it.
+    out: Buffer,
+    work: Buffer,
+    /// What was made by the others.
+    given: Vec<u8>,
 }
 
 fn failed(name: &str, why: &dyn core::fmt::Display) -> Error {
     fail!(Internal, "{name} failed: {why}")
-}
-
-/// Makes a buffer at least so long. What it holds is whatever was there.
-fn room(buffer: &mut Vec<u8>, bytes: usize) -> Result<&mut [u8], Error> {
-    if buffer.len() < bytes {
-        let more = bytes - buffer.len();
-        buffer
-            .try_reserve_exact(more)
-            .map_err(|_| fail!(OutOfMemory, "a compressor's buffer of {bytes} bytes is not to be had"))?;
-        buffer.resize(bytes, 0);
-    }
-    Ok(&mut buffer[..bytes])
 }
 
 impl Worker {
@@ -222,7 +214,7 @@ impl Worker {
             _ => None,
         };
         let (lz4, snappy) = (lz4::Context::new(), snap::raw::Encoder::new());
-        Ok(Self { algorithm, lz4, zstd, snappy, out: Vec::new(), work: Vec::new() })
+        Ok(Self { algorithm, lz4, zstd, snappy, out: Buffer::new(), work: Buffer::new(), given: Vec::new() })
     }
 
     /// Compresses a chunk: how, and to how many bytes ([`Self::made`] gives them). `budget`: the squared error that it may make.
@@ -231,16 +223,16 @@ impl Worker {
         let made = match self.algorithm.clone() {
             Algorithm::None => None,
             Algorithm::Lz4 => {
-                let out = room(&mut self.out, lz4_bound(chunk.len()))?;
+                let out = self.out.room(lz4_bound(chunk.len()))?;
                 lz4_compress(chunk, out, level)
             }
             Algorithm::Zstd => {
-                let out = room(&mut self.out, zstd::zstd_safe::compress_bound(chunk.len()))?;
+                let out = self.out.room(zstd::zstd_safe::compress_bound(chunk.len()))?;
                 let Some((zstd, _)) = &mut self.zstd else { return Err(failed("zstd", &"no context")) };
                 Some(zstd.compress_to_buffer(chunk, out).map_err(|e| failed("zstd", &e))?)
             }
             Algorithm::Snappy => {
-                let out = room(&mut self.out, snap::raw::max_compress_len(chunk.len()))?;
+                let out = self.out.room(snap::raw::max_compress_len(chunk.len()))?;
                 Some(self.snappy.compress(chunk, out).map_err(|e| failed("snappy", &e))?)
             }
             Algorithm::ShuffleLz4 => self.shuffled(chunk, settings.element, level)?,
@@ -255,7 +247,7 @@ impl Worker {
                 made => made,
             },
             Algorithm::Registered(name, codec) => {
-                let made = codec.compress(chunk, &mut self.out);
+                let made = codec.compress(chunk, &mut self.given);
                 Some(made.ok_or_else(|| {
                     fail!(Aborted, "the registered codec '{name}' did not compress a chunk of {} bytes", chunk.len())
                 })?)
@@ -266,7 +258,11 @@ impl Worker {
 
     /// The bytes that [`Self::compress`] just made.
     pub fn made<'a>(&'a self, method: Method, chunk: &'a [u8], len: usize) -> &'a [u8] {
-        if method == Method::Raw { chunk } else { &self.out[..len] }
+        match (method, &self.algorithm) {
+            (Method::Raw, _) => chunk,
+            (_, Algorithm::Pco | Algorithm::Registered(..)) => &self.given[..len],
+            _ => &self.out.bytes()[..len],
+        }
     }
 
     fn amplitudes(&mut self, chunk: &[u8], settings: &Settings, budget: f64) -> Result<Option<usize>, Error> {
@@ -275,8 +271,8 @@ impl Worker {
         let (whole, tail) = chunk.split_at(chunk.len() / element.bytes() * element.bytes());
         let mode = if settings.level == 1 { Mode::Fast } else { Mode::Dense };
         let request = Request { element, max_error: budget.sqrt(), mode };
-        let work = room(&mut self.work, amplitude::work_bytes(whole.len(), element))?;
-        let out = room(&mut self.out, amplitude::bound(whole.len(), element) + tail.len())?;
+        let work = self.work.room(amplitude::work_bytes(whole.len(), element))?;
+        let out = self.out.room(amplitude::bound(whole.len(), element) + tail.len())?;
         let Ok(done) = amplitude::encode(request, &mut self.lz4, whole, work, out) else { return Ok(None) };
         out[done.len..done.len + tail.len()].copy_from_slice(tail);
         Ok(Some(done.len + tail.len()))
@@ -290,8 +286,8 @@ impl Worker {
         };
         let middle = (chunk.len().saturating_sub(SAMPLE) / 2) & !63;
         let sample = &chunk[middle..(middle + SAMPLE).min(chunk.len())];
-        let work = room(&mut self.work, chunk.len())?;
-        let out = room(&mut self.out, 1 + lz4_bound(chunk.len()))?;
+        let work = self.work.room(chunk.len())?;
+        let out = self.out.room(1 + lz4_bound(chunk.len()))?;
         let mut cost = |order: &Order| {
             order.shuffle(sample, &mut work[..sample.len()]);
             lz4_compress(&work[..sample.len()], &mut out[1..], 0).unwrap_or(usize::MAX)
@@ -323,8 +319,8 @@ impl Worker {
             Some(Width::Double) => make(numbers, f64::from_le_bytes, level)?,
         };
         made.extend_from_slice(rest);
-        self.out = made;
-        Ok(self.out.len())
+        self.given = made;
+        Ok(self.given.len())
     }
 
     /// Decompresses a chunk to exactly `to.len()` bytes; false if the body is none of as many.
@@ -360,7 +356,7 @@ impl Worker {
         else {
             return false;
         };
-        let Ok(work) = room(&mut self.work, to.len()) else { return false };
+        let Ok(work) = self.work.room(to.len()) else { return false };
         if !un_lz4(body, work) {
             return false;
         }
@@ -376,7 +372,7 @@ impl Worker {
         };
         tail.copy_from_slice(rest);
         let same = amplitude::describe(blob) == Some((element, whole.len()));
-        let Ok(work) = room(&mut self.work, amplitude::work_bytes(whole.len(), element)) else { return false };
+        let Ok(work) = self.work.room(amplitude::work_bytes(whole.len(), element)) else { return false };
         same && amplitude::decode(blob, whole, work)
     }
 }

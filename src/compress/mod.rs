@@ -3,6 +3,7 @@
 //! shrinks the bytes is in `codec` or in crates; this floor frames it.
 
 mod algorithm;
+mod buffer;
 mod crew;
 pub mod dedup;
 mod foreign;

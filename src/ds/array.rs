@@ -42,6 +42,15 @@ impl<T: Zeroed> MappedArray<T> {
         let _ = unsafe { vm::advise(data.as_ptr(), bytes, libc::MADV_DONTDUMP) };
         Ok(Self { data: data.cast(), len })
     }
+
+    /// The same of huge pages where the kernel has them: for what is touched from end to end.
+    pub fn new_huge(len: usize) -> Result<Self, Error> {
+        let bytes = vm::round_up(len.max(1) * size_of::<T>(), vm::PAGE);
+        let data = vm::reserve(bytes, vm::HUGE)?;
+        // SAFETY: our own range. A kernel without huge pages refuses, and gives small ones.
+        let _ = unsafe { vm::advise(data.as_ptr(), bytes, libc::MADV_HUGEPAGE) };
+        Ok(Self { data: data.cast(), len })
+    }
 }
 
 impl<T: Zeroed> Deref for MappedArray<T> {

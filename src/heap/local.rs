@@ -74,7 +74,10 @@ pub struct List {
 }
 
 impl List {
-    const NONE: Self = Self { current: Cell::new(0), first: Cell::new(0), last: Cell::new(0), bins: Cell::new(0) };
+    /// No slices.
+    const fn none() -> Self {
+        Self { current: Cell::new(0), first: Cell::new(0), last: Cell::new(0), bins: Cell::new(0) }
+    }
 }
 
 /// A mapping of a large block kept for the next one. All zero: none.
@@ -198,7 +201,7 @@ impl Heap {
             bins: UnsafeCell::new([Bin(end); BINS]),
             kept_runs: Cell::new(0),
             kept_large: UnsafeCell::new([Kept::NONE; config::HEAP_KEPT_LARGE]),
-            lists: [const { [const { List::NONE }; COUNT] }; 2],
+            lists: [const { [const { List::none() }; COUNT] }; 2],
             slices: Slices::none(),
             until_look: Cell::new(0),
             prepaid: Cell::new(0),
