@@ -882,7 +882,8 @@ memory_status_t qmem_read_events(uint64_t from,
 
 /**
  * Makes a compressor by a config, which is copied; the program destroys it. NULL on failure: MEMORY_STATUS_UNSUPPORTED for an
- * algorithm that is unknown or cannot take the element, MEMORY_STATUS_INVALID_ARGUMENT for a number that is out of its range.
+ * algorithm that is unknown or cannot take the element, MEMORY_STATUS_INVALID_ARGUMENT for a number that is out of its range. Between
+ * calls it keeps what one thread worked with, up to about a chunk's size.
  */
 struct qmem_compressor_t *qmem_compressor_create(const struct qmem_compressor_config_t *config);
 

@@ -20,6 +20,7 @@ use crate::fail;
 use algorithm::Worker;
 use crew::Turn;
 use frame::{Head, Opening};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What a compressor is made of. Zero is the default of every field.
 #[derive(Clone, Debug)]
@@ -38,10 +39,18 @@ pub struct Settings {
     pub tolerance: f64,
 }
 
-/// A compressor: its settings only, so any number of threads may use one.
-#[derive(Clone, Debug)]
+/// A compressor: its settings, and what one of the last call's threads worked with. Any number of threads may use one.
+#[derive(Clone)]
 pub struct Compressor {
     settings: Settings,
+    /// For the next call, which need not get contexts and the kernel's zero pages again.
+    kept: Arc<Mutex<Option<Worker>>>,
+}
+
+impl core::fmt::Debug for Compressor {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        self.settings.fmt(f)
+    }
 }
 
 impl Compressor {
@@ -66,7 +75,11 @@ impl Compressor {
         if settings.threads == 0 {
             settings.threads = std::thread::available_parallelism().map_or(1, usize::from).min(COMPRESS_THREADS);
         }
-        Ok(Self { settings })
+        Ok(Self { settings, kept: Arc::default() })
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Option<Worker>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner) // nothing panics while it is held
     }
 
     /// Room that is always enough for `size` bytes; usize::MAX if there is no such number.
@@ -92,9 +105,11 @@ impl Compressor {
         crew::run(settings.threads.min(count), || {
             // However this thread ends: nobody waits for a turn that does not come.
             let leaving = places.leaving();
-            let mut worker = Worker::new(settings)?;
+            let kept = self.kept().take();
+            let mut worker = kept.map_or_else(|| Worker::new(settings), Ok)?;
             loop {
                 let Some((index, chunk)) = chunks.with(|(chunks, ())| chunks.next()) else {
+                    *self.kept() = Some(worker);
                     leaving.in_order();
                     return Ok(());
                 };

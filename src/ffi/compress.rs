@@ -175,7 +175,8 @@ unsafe fn checked(config: &qmem_compressor_config_t) -> Result<Settings, Error> 
 }
 
 /// Makes a compressor by a config, which is copied; the program destroys it. NULL on failure: MEMORY_STATUS_UNSUPPORTED for an
-/// algorithm that is unknown or cannot take the element, MEMORY_STATUS_INVALID_ARGUMENT for a number that is out of its range.
+/// algorithm that is unknown or cannot take the element, MEMORY_STATUS_INVALID_ARGUMENT for a number that is out of its range. Between
+/// calls it keeps what one thread worked with, up to about a chunk's size.
 ///
 /// # Safety
 /// `config` is NULL or points to a config.
