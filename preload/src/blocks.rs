@@ -333,6 +333,9 @@ unsafe fn change_kind(info: &Info, size: usize) -> Result<*mut u8, Error> {
 /// # Safety
 /// `pointer` is a live block of any allocator of the process.
 pub unsafe fn usable(pointer: *mut u8) -> usize {
+    if let Some(usable) = heap::usable_own(pointer as usize) {
+        return usable; // some programs ask for every block
+    }
     match registry::find_start(pointer) {
         Ok(info) if info.kind != Kind::Tracked => info.usable,
         Ok(_) if let Some(own) = registry::own(pointer) => own.usable,

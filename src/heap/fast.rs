@@ -269,6 +269,20 @@ pub unsafe fn free_own(ptr: *mut u8) -> bool {
     }
 }
 
+/// Bytes of the plain block of the calling thread's heap that starts at `address` and nobody watches; None: it is none.
+#[inline]
+pub fn usable_own(address: usize) -> Option<usize> {
+    let heap = thread::own()?;
+    let offset = offset(heap, address);
+    // SAFETY: the heap is the thread's own; slices below the limit have entries.
+    let (_, class) = unsafe {
+        let slice = offset / SLICE;
+        let known = offset < heap.limit.get() && starts_block(heap, slice, address as *mut u8);
+        known.then(|| heap.span(slice as u32).what()).flatten()?
+    };
+    Some(class.shape().size as usize)
+}
+
 /// Gives a plain block or run of the calling thread's heap that nobody watches another size; it may move. Null: it is as it was,
 /// because it is none, because it becomes a block of another kind, or because there is no memory.
 ///

@@ -37,7 +37,9 @@ use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::Ordering;
 use span::{Kind, Place, State};
 
-pub use fast::{at_hand, free_or, free_others, free_own, malloc, malloc_at_length, malloc_or, malloc_slow, resize_own};
+pub use fast::{
+    at_hand, free_or, free_others, free_own, malloc, malloc_at_length, malloc_or, malloc_slow, resize_own, usable_own,
+};
 pub use span::{MAX_TAG, PLAIN_TAG};
 
 /// Largest alignment served.
