@@ -1,4 +1,5 @@
-/* What the preload costs a program that hardly allocates: the peak of what is resident is at most 1 MiB above that without it.
+/* What the preload costs a program that hardly allocates: the peak of what is resident is at most 700 KiB above that without it
+   (measured: 500; with the library's code as the linker leaves it, more than 800).
    Called without arguments; as `small child` it is that program. */
 #include "check.h"
 #include <sys/wait.h>
@@ -47,6 +48,6 @@ int main(int argc, char **argv) {
     if (with < least[1]) least[1] = with;
   }
   printf("%ld KiB without the preload, %ld with it\n", least[0], least[1]);
-  CHECK(least[1] <= least[0] + 1024);
+  CHECK(least[1] <= least[0] + 700);
   return finish();
 }
