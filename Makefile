@@ -109,6 +109,7 @@ symbols: build
 lint: symbols ## formatting, clippy, headers and exported symbols as committed
 	@$(CARGO) fmt --all --check
 	@$(CARGO) clippy --quiet --workspace --all-targets -- -D warnings
+	@$(CARGO) clippy --quiet --manifest-path fuzz/Cargo.toml --target-dir target -- -D warnings
 	@mkdir -p target/headers
 	@$(CARGO) run --quiet --package qmem-headers -- target/headers
 	@diff -ru --exclude='*.hpp' include target/headers || { echo "lint: include/ is not what src/ffi gives (+): make headers" >&2; exit 1; }

@@ -165,6 +165,39 @@ fn what_came_back_is_encoded_without_error() {
     }
 }
 
+/// Equal numbers whose grid has a larger step than may be chosen, a number that no sample sees, numbers whose squares are subnormal.
+#[test]
+fn what_came_back_is_encoded_without_error_at_the_ends_of_the_range() {
+    let mut codec = Codec::new();
+    let peak = |at: usize, value: f64| (0..10_213).map(|i| if i == at { value } else { 0.0 }).collect::<Vec<f64>>();
+    let cases = [
+        (Element::C64, vec![3.2e31; 256], true),
+        (Element::F64, vec![3.2e291; 256], true),
+        (Element::F32, peak(5001, 23_101_568.0), true),
+        (Element::F64, peak(5001, 1e12 + 1.0), true),
+        (Element::F64, (0..5156).map(|i| if i % 3 == 0 { -2.886_333_220_034_475_7e-157 } else { 0.0 }).collect(), false),
+    ];
+    for (element, numbers, possible) in cases {
+        let chunk = to_bytes(element, &numbers);
+        let norm = numbers.iter().fold(0.0f64, |norm, x| norm.hypot(*x));
+        for tolerance in [1.0 / 512.0, 1.0 / 1024.0, 1.0 / 2048.0] {
+            for mode in PAIR {
+                let request = Request { element, max_error: norm * tolerance, mode };
+                let what =
+                    format!("{element:?}, {} numbers around {}, {tolerance}", numbers.len(), numbers[5001 % numbers.len()]);
+                let Ok((blob, _)) = codec.encode(request, &chunk) else {
+                    assert!(!possible, "{what}: refused");
+                    continue;
+                };
+                let once = codec.decode(&blob, chunk.len(), element).unwrap();
+                let (blob, error) = codec.encode(request, &once).expect(&what);
+                assert_eq!(error, 0.0, "{what}");
+                assert!(codec.decode(&blob, chunk.len(), element).unwrap() == once, "{what}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_thousand_recompressions_cost_what_is_accounted() {
     let mut codec = Codec::new();

@@ -9,7 +9,7 @@ use qmem_fuzz::{Input, chunk, mix};
 use std::cell::RefCell;
 
 thread_local! {
-    static CONTEXT: RefCell<Context> = RefCell::new(Context::new());
+    static CONTEXT: RefCell<Context> = const { RefCell::new(Context::new()) };
 }
 
 const ELEMENTS: [Element; 4] = [Element::C64, Element::C128, Element::F32, Element::F64];
@@ -35,11 +35,11 @@ fn numbers(input: &mut Input, element: Element, kind: u8) -> Vec<u8> {
     }
     let (salt, scale) = (input.word() as u64, f64::from(input.byte()) - 100.0);
     let value = |i: usize| match kind & 12 {
-        0 => (i as f64 / 2.0 * salt as f64 * 1e-4 + (i % 2) as f64 * 1.5707963).cos(),
+        0 => (i as f64 / 2.0 * salt as f64 * 1e-4 + (i % 2) as f64 * core::f64::consts::FRAC_PI_2).cos(),
         4 => (mix(i as u64, salt) >> 11) as f64 / (1u64 << 53) as f64 - 0.5,
         8 => f64::from((mix(i as u64 / 2, salt) % 3) as u32) - 1.0,
         _ => {
-            if i % 777 == 0 {
+            if i.is_multiple_of(777) {
                 i as f64
             } else {
                 0.0

@@ -8,7 +8,7 @@ use std::cell::RefCell;
 
 thread_local! {
     /// Used again and again, as a worker's is: nothing of an earlier chunk may show.
-    static CONTEXT: RefCell<Context> = RefCell::new(Context::new());
+    static CONTEXT: RefCell<Context> = const { RefCell::new(Context::new()) };
 }
 
 fuzz_target!(|bytes: &[u8]| {

@@ -11,6 +11,8 @@ use qmem_fuzz::{Input, mix};
 use std::collections::BTreeMap;
 
 const OPERATIONS: usize = 400;
+/// Tags that blocks get: [`heap::OWNED_TAG`] is not among them, whose blocks `free` leaves alone.
+const TAGS: [u8; 4] = [0, 1, 2, heap::MAX_TAG];
 const MOST_BYTES: usize = 96 << 20;
 
 #[derive(Clone, Copy)]
@@ -68,7 +70,7 @@ impl Model<'_> {
             14 => self.allocate_elsewhere(),
             _ => {
                 for _ in 0..self.input.byte() & 63 {
-                    self.one(16 * (1 + usize::from(operation >> 4)), 16, false, 3);
+                    self.one(16 * (1 + usize::from(operation >> 4)), 16, false, TAGS[3]);
                 }
             }
         }
@@ -99,7 +101,7 @@ impl Model<'_> {
     fn allocate(&mut self) {
         let (size, align) = (self.size(), self.align());
         let kind = self.input.byte();
-        self.one(size, align, kind & 1 == 1, kind >> 1 & 3);
+        self.one(size, align, kind & 1 == 1, TAGS[usize::from(kind >> 1 & 3)]);
     }
 
     fn one(&mut self, size: usize, align: usize, zeroed: bool, tag: u8) {
@@ -201,7 +203,7 @@ impl Model<'_> {
     }
 
     fn enumerate(&mut self) {
-        for tag in 0..4 {
+        for tag in TAGS {
             let mut seen = BTreeMap::new();
             heap::for_each_live(tag, &mut |block| assert!(seen.insert(block.start as usize, block.size).is_none()));
             let want = self.live.iter().filter(|(_, entry)| entry.tag == tag);

@@ -5,7 +5,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use qmem::config;
-use qmem::error::{Class, Error, Status, set_hook};
+use qmem::error::{Class, Error, Failure, Status, set_hook};
 use qmem::monitor::account;
 use qmem::paged::{self, Options, Request, Strategy};
 use qmem_fuzz::{Input, mix};
@@ -89,8 +89,9 @@ fuzz_target!(|bytes: &[u8]| {
 });
 
 /// Nothing here is damaged, and everything granted can be held: only a full swap file may be told.
-fn on_report(class: Class, error: &Error) {
-    assert_eq!(class, Class::Io, "{error}");
+fn on_report(failure: &Failure<'_>) -> Result<(), Error> {
+    assert_eq!(failure.class, Class::Io, "{}", failure.error);
+    Err(failure.error.clone())
 }
 
 fn options(kind: u8) -> Options {
@@ -107,7 +108,7 @@ fn contents(id: u32, page: usize, words: usize) -> [u64; 512] {
         0 => each.for_each(|(to, at)| *to = mix(at, salt)),
         1 => each.for_each(|(to, at)| *to = if at % 2 == 0 { mix(at, salt) } else { salt }),
         2 => each.for_each(|(to, _)| *to = salt),
-        3 => each.for_each(|(to, at)| *to = at / 700 ^ salt),
+        3 => each.for_each(|(to, at)| *to = (at / 700) ^ salt),
         4 => each.for_each(|(to, at)| *to = mix(at % 8, salt)),
         _ => each.for_each(|(to, _)| *to = mix(page as u64 / 40 % 20, salt)),
     }
@@ -219,8 +220,10 @@ impl Model<'_> {
     /// What the program may ask for without betting on compression.
     fn may(&self, more: usize, swappable: bool) -> bool {
         let fixed: usize = self.regions.iter().filter(|r| !r.swappable).map(|r| r.pages.len() * PAGE + r.chunk).sum();
+        // Without swap a chunk that was evicted by request comes back beside its blob.
+        let beside = if self.swap == 0 && self.options.compression { LEAVE } else { 0 };
         (swappable || fixed + more + LEAVE <= self.budget)
-            && self.granted() + more <= self.budget + self.swap.saturating_sub(config::IN_FLIGHT)
+            && self.granted() + more + beside <= self.budget + self.swap.saturating_sub(config::IN_FLIGHT)
     }
 
     fn allocate(&mut self) {

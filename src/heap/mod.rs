@@ -94,7 +94,7 @@ pub struct HeapStats {
 }
 
 /// A block of at least `size` bytes (0 counts as 1) at a multiple of `align` (a power of two up to [`MAX_ALIGN`]; 16 at least),
-/// all zero if asked for. `tag` (up to [`MAX_TAG`]) comes back from lookups.
+/// all zero if asked for. `tag` (up to [`MAX_TAG`]; not [`OWNED_TAG`]) comes back from lookups.
 pub fn allocate(size: usize, align: usize, zeroed: bool, tag: u8) -> Result<NonNull<u8>, Error> {
     if !align.is_power_of_two() || align > MAX_ALIGN {
         return Err(fail!(InvalidArgument, "alignment {align} is not a power of two up to {MAX_ALIGN}"));
@@ -320,17 +320,19 @@ pub unsafe fn resize_aligned(ptr: *mut u8, size: usize, align: usize) -> Result<
     let Lookup::Live(block) = find(ptr) else {
         return Err(fail!(InvalidArgument, "{ptr:?} is not the start of a live heap block; it cannot be resized"));
     };
-    if align.is_power_of_two()
-        && ptr as usize & (align - 1) == 0
+    if !align.is_power_of_two() || align > MAX_ALIGN {
+        return Err(fail!(InvalidArgument, "alignment {align} is not a power of two up to {MAX_ALIGN}"));
+    }
+    if ptr as usize & (align - 1) == 0
         // SAFETY: the caller's promise.
         && let Some(start) = unsafe { resize_in_place(ptr, &block, size) }
     {
         return Ok(start);
     }
-    if !align.is_power_of_two() || align > MAX_ALIGN || size > MAX_SIZE {
+    if size > MAX_SIZE {
         return Err(fail!(
             OutOfMemory,
-            "{size} bytes at a multiple of {align}: no object can be larger than {}, and no alignment is beyond {MAX_ALIGN}",
+            "{size} bytes are more than an address space holds; no object can be larger than {}",
             isize::MAX
         ));
     }

@@ -11,7 +11,7 @@ use super::kernel::{self, Tally, dequantise, quantise};
 use super::passes;
 use super::rans::{self, Decoder};
 use super::segments::{self, SEGMENT};
-use super::step::{self, Grid, SAMPLE};
+use super::step::{self, Grid, SAMPLE, Sample};
 use super::{Element, Encoded, Mode, Refusal, Request, Width, carve, varint};
 use crate::codec::lz4::Context;
 use lz4_flex::block::{compress_into_with_table, decompress_into, get_maximum_output_size};
@@ -56,13 +56,44 @@ pub fn encode(
     Ok(Encoded { len, error: error.next_up().min(request.max_error) * f64::from(u8::from(tally.inexact)) })
 }
 
-/// The squared error with what summing it may have lost.
+/// The squared error with what summing it may have lost, and what squares lose that are no normal numbers.
 fn upper_bound(width: Width, tally: Tally, numbers: usize, step: f64) -> f64 {
     let slack = match width {
         Width::Double => 1e-9,
         Width::Single => 1e-4,
     };
-    if tally.inexact { (tally.sum + numbers as f64 * 1e-30) * (1.0 + slack) * step * step } else { 0.0 }
+    if tally.inexact { (tally.sum + numbers as f64 * 1e-30) * (1.0 + slack) * step * step + f64::MIN_POSITIVE } else { 0.0 }
+}
+
+/// The grid that the numbers lie on, if they do and it is not much finer than it need be; leaves the codes at it.
+fn on_grid(width: Width, chunk: &[u8], sample: &Sample, smooth: f64, codes: &mut [i16]) -> Option<(f64, Tally)> {
+    let codes = codes.get_mut(..chunk.len() / width.bytes())?;
+    let mut grid = Grid::of(width, sample, step::largest_code(width));
+    for _ in 0..TRIES {
+        let found = grid.filter(|g| step::may_be_found(width, g.step()) && (g.step() * 8.0 >= smooth || g.is_coarse()))?;
+        let tally = quantise(width, chunk, found.step(), codes);
+        let exact = !tally.inexact && tally.sum == 0.0;
+        let clipped = tally.min == i16::MIN || tally.max == i16::MAX;
+        let off = if exact && !clipped { None } else { found.first_off(width, chunk, codes) };
+        if exact && off.is_none() {
+            return Some((found.step(), tally));
+        }
+        grid = found.and(off?);
+    }
+    None
+}
+
+/// Are the numbers encoded without any error?
+pub fn are_exact(request: Request, chunk: &[u8], mut work: &mut [u8]) -> bool {
+    let width = request.element.width();
+    let n = chunk.len() / width.bytes();
+    let mut look = || {
+        let codes = carve::<i16>(&mut work, n.max(SAMPLE))?;
+        let room = carve::<u8>(&mut work, SAMPLE * 8)?;
+        let sample = step::sample(request.element, chunk, room)?;
+        on_grid(width, chunk, &sample, step::smooth(n.max(1), request.max_error * request.max_error), codes)
+    };
+    look().is_some()
 }
 
 /// Finds a step whose error is allowed and leaves the codes at it.
@@ -73,17 +104,8 @@ fn codes_within(request: Request, chunk: &[u8], codes: &mut [i16], mut work: &mu
     let sample = step::sample(request.element, chunk, room).ok_or(Refusal::Size)?;
     let allowed = request.max_error * request.max_error;
     let smooth = step::smooth(n.max(1), allowed);
-    let mut grid = Grid::of(width, &sample, step::largest_code(width));
-    for _ in 0..TRIES {
-        // A grid that is much finer than need be is no reason to keep to it.
-        let Some(found) = grid.filter(|g| step::safe(width, g.step()) && (g.step() * 8.0 >= smooth || g.is_coarse())) else {
-            break;
-        };
-        let tally = quantise(width, chunk, found.step(), codes.get_mut(..n).ok_or(Refusal::Size)?);
-        if !tally.inexact && tally.sum == 0.0 {
-            return Ok((found.step(), tally));
-        }
-        grid = found.with_first_off(width, chunk, codes.get(..n).ok_or(Refusal::Size)?);
+    if let Some(exact) = on_grid(width, chunk, &sample, smooth, codes) {
+        return Ok(exact);
     }
     let mut wanted = step::coarsen(width, &sample, smooth, allowed, codes);
     for attempt in 0..=TRIES {
@@ -91,7 +113,7 @@ fn codes_within(request: Request, chunk: &[u8], codes: &mut [i16], mut work: &mu
             wanted = 1.999 * (allowed / n as f64).sqrt(); // no number is off by more than half a step: this one cannot fail
         }
         let step = step::shorten(wanted);
-        if !step::safe(width, step) {
+        if !step::may_be_chosen(width, step) {
             return Err(Refusal::Tolerance);
         }
         let tally = quantise(width, chunk, step, codes.get_mut(..n).ok_or(Refusal::Size)?);
@@ -302,7 +324,7 @@ impl<'a> Parts<'a> {
         let (numbers, bits) = (word(4)?, u32::from(*head.get(3)?));
         let (element, form) = (Element::of(*head.get(1)?)?, *head.get(2)?);
         let step = f64::from_le_bytes(*head.get(8..)?.first_chunk()?);
-        if !matches!(bits, 0 | 2 | 4 | 8) || form > (TABLE | CONSTANT) || !step::safe(element.width(), step) {
+        if !matches!(bits, 0 | 2 | 4 | 8) || form > (TABLE | CONSTANT) || !step::may_be_found(element.width(), step) {
             return None;
         }
         let count = segments::count(numbers);

@@ -81,6 +81,14 @@ impl Shape {
         2 * self.width.bytes()
     }
 
+    /// What is left of a square of 1 where there is nothing more to be found. In singles rounding leaves more than may be missed.
+    fn noise(&self) -> f64 {
+        match self.width {
+            Width::Double => 1e-30,
+            Width::Single => 0.0,
+        }
+    }
+
     /// The row of a probe.
     fn probe(&self, number: usize) -> usize {
         mix(300 + number as u64) % self.rows
@@ -129,6 +137,28 @@ struct Factors<'a> {
     probes: usize,
 }
 
+/// What the products of numbers and vectors leave of a row or column.
+fn leave<'v>(
+    known: impl Iterator<Item = (Complex, &'v [f64])>,
+    to: &mut [f64],
+    entry: impl Fn(usize) -> Complex,
+    taken: &[u32],
+) -> Largest {
+    let n = to.len() / 2;
+    let (re, im) = to.split_at_mut(n);
+    for (at, (re, im)) in re.iter_mut().zip(im.iter_mut()).enumerate() {
+        Complex(*re, *im) = entry(at);
+    }
+    for (factor, vector) in known {
+        passes::subtract_product((factor.0, factor.1), vector.split_at(n), (re, im));
+    }
+    let mut made = Largest::NONE;
+    for (at, (re, im)) in re.iter().zip(im.iter()).enumerate() {
+        made.see(at, Complex(*re, *im).square(), taken);
+    }
+    made
+}
+
 impl<'a> Factors<'a> {
     fn new(shape: Shape, work: &mut &'a mut [u8]) -> Option<Self> {
         let u = carve::<f64>(work, 2 * MAX_RANK * shape.rows)?;
@@ -146,35 +176,22 @@ impl<'a> Factors<'a> {
         Complex(self.v[at], self.v[at + self.shape.columns])
     }
 
-    /// What the factors so far leave of an entry.
-    fn rest(&self, entry: Complex, row: usize, column: usize) -> Complex {
-        (0..self.rank).fold(entry, |rest, l| rest.minus_product(self.u(l, row), self.v(l, column)))
-    }
-
     /// Makes the next v of a row of the matrix.
     fn add_row(&mut self, row: usize, entry: impl Fn(usize) -> Complex) -> Largest {
-        let mut made = Largest::NONE;
-        let taken = self.columns;
-        for column in 0..self.shape.columns {
-            let rest = self.rest(entry(column), row, column);
-            let at = 2 * self.rank * self.shape.columns + column;
-            (self.v[at], self.v[at + self.shape.columns]) = (rest.0, rest.1);
-            made.see(column, rest.square(), &taken[..self.rank]);
-        }
-        made
+        let n = self.shape.columns;
+        let (before, next) = self.v.split_at_mut(2 * self.rank * n);
+        let known = (before.chunks_exact(2 * n)).zip(self.u.chunks_exact(2 * self.shape.rows));
+        let known = known.map(|(v, u)| (Complex(u[row], u[row + self.shape.rows]), v));
+        leave(known, &mut next[..2 * n], entry, &self.columns[..self.rank])
     }
 
     /// Makes the next u of a column of the matrix, but for the pivot that it is still to be divided by.
     fn add_column(&mut self, column: usize, entry: impl Fn(usize) -> Complex) -> Largest {
-        let mut made = Largest::NONE;
-        let taken = self.rows;
-        for row in 0..self.shape.rows {
-            let rest = self.rest(entry(row), row, column);
-            let at = 2 * self.rank * self.shape.rows + row;
-            (self.u[at], self.u[at + self.shape.rows]) = (rest.0, rest.1);
-            made.see(row, rest.square(), &taken[..self.rank]);
-        }
-        made
+        let n = self.shape.rows;
+        let (before, next) = self.u.split_at_mut(2 * self.rank * n);
+        let known = (before.chunks_exact(2 * n)).zip(self.v.chunks_exact(2 * self.shape.columns));
+        let known = known.map(|(u, v)| (Complex(v[column], v[column + self.shape.columns]), u));
+        leave(known, &mut next[..2 * n], entry, &self.rows[..self.rank])
     }
 
     /// Completes a cross whose row and column were added: divides by the pivot.
@@ -427,8 +444,8 @@ impl Search<'_> {
         if !left.is_finite() || factors.rank >= 8 && left > energy * 0.3 {
             return true;
         }
-        // What was decoded from a cross is one of its own rank exactly. That is looked for beyond what is enough, as long as a term
-        // may be missing that was worth having.
+        // What was decoded from a cross is one of its own rank exactly. That is looked for beyond what is enough, as long as more than
+        // rounding may be missing.
         let enough = if self.good.is_some() { left == 0.0 } else { left <= self.allowed * 2.0 && about <= self.allowed * 4.0 };
         if enough {
             self.checks += 1;
@@ -438,8 +455,8 @@ impl Search<'_> {
                 self.good = Some((factors.rank, error));
             }
         }
-        let missing = left.max(about) > self.allowed * 1e-3;
-        self.good.is_some_and(|(_, error)| error == 0.0 || !missing) || self.checks >= CHECKS
+        let missing = |error: f64| left.max(about).max(error) > energy * factors.shape.noise();
+        self.good.is_some_and(|(_, error)| error == 0.0 || !missing(error)) || self.checks >= CHECKS
     }
 }
 

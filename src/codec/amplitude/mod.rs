@@ -173,8 +173,9 @@ pub fn encode(
         return Err(Refusal::Tolerance);
     }
     match cross::encode(request, context, chunk, work, out) {
-        Some(encoded) => Ok(encoded),
-        None => codes::encode(request, context, chunk, work, out),
+        // What codes gave back may be nearly of low rank.
+        Some(encoded) if encoded.error == 0.0 || !codes::are_exact(request, chunk, work) => Ok(encoded),
+        _ => codes::encode(request, context, chunk, work, out),
     }
 }
 

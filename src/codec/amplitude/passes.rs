@@ -164,6 +164,16 @@ twice! {
         }
     }
 
+    /// Subtracts the product of a complex number and a vector from a vector, real and imaginary parts apart.
+    pub fn subtract_product / subtract_product_plain / subtract_product_wide (
+        u: (f64, f64), v: (&[f64], &[f64]), rest: (&mut [f64], &mut [f64])
+    ) {
+        for (((re, im), v_re), v_im) in rest.0.iter_mut().zip(rest.1.iter_mut()).zip(v.0).zip(v.1) {
+            *re -= u.0 * v_re - u.1 * v_im;
+            *im -= u.0 * v_im + u.1 * v_re;
+        }
+    }
+
     /// Real and imaginary parts as complex doubles.
     pub fn interleave_doubles / interleave_doubles_plain / interleave_doubles_wide (re: &[f64], im: &[f64], to: &mut [u8]) {
         for ((re, im), to) in re.iter().zip(im).zip(to.as_chunks_mut::<16>().0) {

@@ -23,11 +23,19 @@ pub fn largest_code(width: Width) -> f64 {
     }
 }
 
-/// Steps and numbers outside are left to lossless codecs: products could be subnormal or infinite.
-pub fn safe(width: Width, step: f64) -> bool {
+/// Steps that may be chosen; beyond, chunks are left to lossless codecs: products could be subnormal or infinite.
+pub fn may_be_chosen(width: Width, step: f64) -> bool {
     match width {
         Width::Double => (1e-290..1e290).contains(&step),
         Width::Single => (1e-30..1e30).contains(&step),
+    }
+}
+
+/// Steps that may be found: the grid that codes at a chosen step lie on has one up to [`largest_code`] times as large.
+pub fn may_be_found(width: Width, step: f64) -> bool {
+    match width {
+        Width::Double => (1e-290..1e298).contains(&step),
+        Width::Single => (1e-30..1e35).contains(&step),
     }
 }
 
@@ -124,7 +132,7 @@ impl Grid {
     }
 
     /// With one more number on it.
-    fn and(mut self, x: f64) -> Option<Self> {
+    pub fn and(mut self, x: f64) -> Option<Self> {
         if x == 0.0 {
             return Some(self);
         }
@@ -135,14 +143,15 @@ impl Grid {
         (self.largest <= divisor.value() * self.limit).then_some(self)
     }
 
-    /// With the first number on it that was not exactly its code times the step. None if there is none, or no such grid.
-    pub fn with_first_off(self, width: Width, chunk: &[u8], codes: &[i16]) -> Option<Self> {
+    /// The first number that is not its code times the step, or whose code is too large to be listed.
+    pub fn first_off(&self, width: Width, chunk: &[u8], codes: &[i16]) -> Option<f64> {
         let step = self.step();
-        let off = codes.iter().enumerate().find(|(i, code)| {
-            let x = number(width, chunk, *i).unwrap_or_default();
-            x != f64::from(**code) * step && kernel::code(width, x, step).is_none_or(|k| f64::from(k) * step != x)
-        })?;
-        self.and(number(width, chunk, off.0)?)
+        let lies_on = |x: f64, code: i16| {
+            let listed = |k: i32| f64::from(k.abs()) <= self.limit && f64::from(k) * step == x;
+            let clipped = code == i16::MIN || code == i16::MAX;
+            (!clipped && x == f64::from(code) * step) || kernel::code(width, x, step).is_some_and(listed)
+        };
+        (0..codes.len()).find_map(|i| number(width, chunk, i).filter(|x| !lies_on(*x, codes.get(i).copied().unwrap_or_default())))
     }
 
     /// Do its codes fit a byte or nearly so?
