@@ -220,10 +220,11 @@ impl Model<'_> {
     /// What the program may ask for without betting on compression.
     fn may(&self, more: usize, swappable: bool) -> bool {
         let fixed: usize = self.regions.iter().filter(|r| !r.swappable).map(|r| r.pages.len() * PAGE + r.chunk).sum();
-        // Without swap a chunk that was evicted by request comes back beside its blob.
-        let beside = if self.swap == 0 && self.options.compression { LEAVE } else { 0 };
+        // Without swap a chunk that was evicted by request comes back beside its blob, and a last chunk takes a whole frame.
+        let frames = self.regions.iter().map(|r| r.size.next_multiple_of(r.chunk)).sum::<usize>() + more.next_multiple_of(2 * MIB);
         (swappable || fixed + more + LEAVE <= self.budget)
-            && self.granted() + more + beside <= self.budget + self.swap.saturating_sub(config::IN_FLIGHT)
+            && (self.swap > 0 || frames + LEAVE <= self.budget)
+            && self.granted() + more <= self.budget + self.swap.saturating_sub(config::IN_FLIGHT)
     }
 
     fn allocate(&mut self) {
@@ -460,7 +461,7 @@ impl Model<'_> {
     /// Other options at run time; never less than what is granted needs.
     fn reconfigure(&mut self) {
         let mut next = options(self.input.byte());
-        if !next.swapping && self.granted() + LEAVE > self.budget {
+        if !next.swapping && self.regions.iter().map(|r| r.size.next_multiple_of(r.chunk)).sum::<usize>() + LEAVE > self.budget {
             next.swapping = self.options.swapping;
         }
         paged::quiesce();

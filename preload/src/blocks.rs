@@ -119,6 +119,19 @@ pub fn allocate(size: usize, align: usize, zeroed: bool) -> *mut u8 {
     }
 }
 
+/// A block at a multiple of `align` that lies ready. Null: none does; errno stays as it is.
+#[inline(always)]
+pub fn ready_aligned(size: usize, align: usize) -> *mut u8 {
+    if size < LARGE.load(Relaxed) { heap::at_hand_aligned(size, align) } else { null_mut() }
+}
+
+/// [`allocate`] of what need not be zero, with what lies ready first.
+#[inline]
+pub fn aligned(size: usize, align: usize) -> *mut u8 {
+    let block = ready_aligned(size, align);
+    if block.is_null() { allocate(size, align, false) } else { block }
+}
+
 /// Is a mapping of this size paged?
 pub fn pages_maps(size: usize) -> bool {
     size >= LARGE_MAP.load(Relaxed)
@@ -193,8 +206,8 @@ pub unsafe fn free(pointer: *mut u8) {
 /// As [`free`].
 #[inline(never)]
 unsafe fn free_slow(pointer: *mut u8) {
-    // SAFETY: the caller's promise.
-    if !unsafe { heap::free_own(pointer) || heap::free_others(pointer) } {
+    // SAFETY: the caller's promise. While nobody has used the C API, no block has references or a layout.
+    if !unsafe { heap::free_own(pointer) || heap::free_others(pointer, !memory::in_use()) } {
         // SAFETY: the caller's promise.
         unsafe { free_at_length(pointer) }
     }

@@ -116,9 +116,12 @@ pub unsafe extern "C" fn posix_memalign(place: *mut *mut c_void, alignment: usiz
     if !alignment.is_power_of_two() || !alignment.is_multiple_of(size_of::<*mut c_void>()) {
         return libc::EINVAL;
     }
-    let errno = vm::errno();
-    let block = blocks::allocate(size, alignment.max(ALIGN), false);
-    set_errno(errno);
+    let mut block = blocks::ready_aligned(size, alignment.max(ALIGN));
+    if block.is_null() {
+        let errno = vm::errno();
+        block = blocks::allocate(size, alignment.max(ALIGN), false);
+        set_errno(errno);
+    }
     if block.is_null() {
         return libc::ENOMEM;
     }
@@ -134,14 +137,14 @@ pub extern "C" fn aligned_alloc(alignment: usize, size: usize) -> *mut c_void {
         set_errno(libc::EINVAL);
         return null_mut();
     }
-    blocks::allocate(size, alignment.max(ALIGN), false).cast()
+    blocks::aligned(size, alignment.max(ALIGN)).cast()
 }
 
 /// A block at a multiple of `alignment`, which is rounded up to a power of two as in glibc; EINVAL where there is none.
 #[unsafe(no_mangle)]
 pub extern "C" fn memalign(alignment: usize, size: usize) -> *mut c_void {
     match alignment.checked_next_power_of_two() {
-        Some(alignment) => blocks::allocate(size, alignment.max(ALIGN), false).cast(),
+        Some(alignment) => blocks::aligned(size, alignment.max(ALIGN)).cast(),
         None => {
             set_errno(libc::EINVAL);
             null_mut()
@@ -152,14 +155,14 @@ pub extern "C" fn memalign(alignment: usize, size: usize) -> *mut c_void {
 /// A block that starts at a page.
 #[unsafe(no_mangle)]
 pub extern "C" fn valloc(size: usize) -> *mut c_void {
-    blocks::allocate(size, vm::PAGE, false).cast()
+    blocks::aligned(size, vm::PAGE).cast()
 }
 
 /// A block of whole pages.
 #[unsafe(no_mangle)]
 pub extern "C" fn pvalloc(size: usize) -> *mut c_void {
     match size.max(1).checked_next_multiple_of(vm::PAGE) {
-        Some(bytes) => blocks::allocate(bytes, vm::PAGE, false).cast(),
+        Some(bytes) => blocks::aligned(bytes, vm::PAGE).cast(),
         None => no_memory(),
     }
 }

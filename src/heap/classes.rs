@@ -125,8 +125,8 @@ impl Class {
         if size > MAX_SMALL || align > MAX_SMALL {
             return None;
         }
-        let class = Self::of_size(size.max(1).next_multiple_of(align));
-        if align <= 16 {
+        let class = Self::of_size((size.max(1) + align - 1) & !(align - 1)); // align is a power of two
+        if class.shape().size as usize & (align - 1) == 0 {
             return (class.0 < COUNT as u8).then_some(class);
         }
         // Within one doubling every size that is a multiple of 1/8 of it is a class; a few steps up there is one that divides.

@@ -12,7 +12,7 @@ use super::refill;
 use super::span::{self, Kind, PLAIN_TAG, Place};
 use super::thread;
 use super::{large, runs};
-use crate::ds::page_map;
+use crate::ds::page_map::{self, Tag};
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::Ordering::Relaxed;
 
@@ -50,7 +50,7 @@ pub fn malloc_at_length(size: usize) -> *mut u8 {
     if block.is_null() { malloc_slow(size) } else { block }
 }
 
-/// A block of more than 1 KiB that lies ready: in its class's current slice, or a run that was kept. Null: none does.
+/// A block of more than 1 KiB that lies ready: in its class's current slice, or a run or a mapping that was kept. Null: none does.
 #[inline(always)]
 pub fn at_hand(size: usize) -> *mut u8 {
     let heap = thread::heap();
@@ -73,9 +73,23 @@ pub fn at_hand(size: usize) -> *mut u8 {
             if (**bin).mark == heap as usize {
                 return runs::take_kept(&*heap, bin, count, size);
             }
+        } else if size > MAX_RUN
+            && let Some(heap) = thread::own()
+        {
+            return large::reuse(heap, size, 16, PLAIN_TAG).map_or(null_mut(), NonNull::as_ptr);
         }
     }
     null_mut()
+}
+
+/// A block at a multiple of `align`, a power of two, that lies ready. Null: none does.
+#[inline(always)]
+pub fn at_hand_aligned(size: usize, align: usize) -> *mut u8 {
+    match Class::of(size, align) {
+        Some(class) => malloc_or(class.shape().size as usize, at_hand),
+        None if align <= SLICE && size > MAX_SMALL && size <= MAX_RUN => at_hand(size), // runs start at slices
+        None => null_mut(),
+    }
 }
 
 /// [`malloc`] of what is not at hand.
@@ -327,19 +341,23 @@ pub unsafe fn resize_own(ptr: *mut u8, size: usize) -> *mut u8 {
     }
 }
 
-/// Frees a plain block of another thread's heap that nobody watches; false, and nothing happens, if `ptr` is no such block's start
-/// or it is freed already.
+/// Frees a plain block of another thread's heap that nobody watches, or, where `large` says so, a large one that is kept for reuse;
+/// false, and nothing happens, if `ptr` is no such block's start or it is freed already.
 ///
 /// # Safety
-/// As for [`free_or`].
+/// As for [`free_or`]; `large` only if nobody watches large blocks.
 #[inline]
-pub unsafe fn free_others(ptr: *mut u8) -> bool {
+pub unsafe fn free_others(ptr: *mut u8, large: bool) -> bool {
     let Some(own) = thread::own() else { return false };
     // SAFETY: the thread's own heap; the caller gives the block up.
     if unsafe { (*own.outbox.get()).add_again(ptr, &mut thread::relieve) } {
         return true;
     }
-    let Some(heap) = page_map::get(ptr as usize).and_then(span::heap_of) else { return false };
+    let Some(entry) = page_map::get(ptr as usize) else { return false };
+    let Some(heap) = span::heap_of(entry) else {
+        // SAFETY: the thread's own heap; the caller gives the block up.
+        return large && entry.tag == Tag::Large && unsafe { large::free_plain(own, entry.payload as usize, ptr) };
+    };
     if core::ptr::eq(own, heap) {
         return false;
     }

@@ -4,6 +4,7 @@
 
 use super::local::{Heap, Kept};
 use super::numa;
+use super::span::PLAIN_TAG;
 use crate::config;
 use crate::ds::page_map::{self, Entry, Tag, UNIT};
 use crate::ds::{Table, Zeroed};
@@ -241,25 +242,39 @@ fn index_of(record: &Record) -> usize {
     (record as *const Record as usize - first) / size_of::<Record>()
 }
 
-/// Keeps a freed block's mapping if the bounds allow: in an empty slot, or instead of what others the bound on bytes drops.
+/// Where a freed block's mapping of `bytes` can be kept, if the bounds allow.
 ///
 /// # Safety
-/// The caller owns the heap; the block was claimed and nobody uses it.
-unsafe fn keep(heap: &Heap, record: &'static Record, bytes: usize) -> bool {
-    if bytes > config::HEAP_KEPT_LARGE_BYTES {
-        return false;
-    }
+/// The caller owns the heap, and has no other of its slots.
+unsafe fn slot_for(heap: &Heap, bytes: usize) -> Option<&mut Kept> {
     // SAFETY: the caller's promise.
     let kept = unsafe { &mut *heap.kept_large.get() };
     let all: usize = kept.iter().map(|slot| slot.mapped).sum();
-    match kept.iter_mut().find(|slot| slot.number == 0) {
-        Some(slot) if all + bytes <= config::HEAP_KEPT_LARGE_BYTES => {
-            let start = record.start.load(Ordering::Relaxed);
-            *slot = Kept { number: index_of(record) as u32 + 1, idle: false, start, mapped: bytes };
-            true
-        }
-        _ => false,
+    let bound = config::HEAP_KEPT_LARGE_BYTES;
+    if bytes > bound || all + bytes > bound { None } else { kept.iter_mut().find(|slot| slot.number == 0) }
+}
+
+/// Frees the plain block of record `index` that starts at `ptr` if the heap can keep its mapping; false, and nothing happens, if it
+/// cannot or there is no such live block.
+///
+/// # Safety
+/// The caller owns the heap; if it is a live block, nobody uses or watches it.
+#[inline]
+pub unsafe fn free_plain(heap: &Heap, index: usize, ptr: *mut u8) -> bool {
+    let Some(record) = RECORDS.get(index) else { return false };
+    let state = record.state.load(Ordering::Acquire);
+    let (start, mapped) = (record.start.load(Ordering::Relaxed), record.mapped.load(Ordering::Relaxed));
+    if state & (LIVE | MOVING | 0xff) != LIVE | u64::from(PLAIN_TAG) || start != ptr as usize {
+        return false;
     }
+    // SAFETY: the caller's promise.
+    let Some(slot) = (unsafe { slot_for(heap, mapped) }) else { return false };
+    // Of several threads that free it one comes through; and what was read is of this block.
+    if record.state.compare_exchange(state, state & !LIVE, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+        return false;
+    }
+    *slot = Kept { number: index as u32 + 1, idle: false, start, mapped };
+    true
 }
 
 /// Gives a freed block's memory back.
@@ -298,27 +313,31 @@ impl Place {
     /// The caller has won the claim, nobody uses the block any more, and the caller owns the heap.
     pub unsafe fn put(&self, heap: Option<&Heap>) {
         // SAFETY: the caller's promise.
-        if !heap.is_some_and(|heap| unsafe { keep(heap, self.record, self.usable) }) {
-            remember(self.start);
-            // SAFETY: as above.
-            unsafe { unmap(self.record) };
+        if let Some(slot) = heap.and_then(|heap| unsafe { slot_for(heap, self.usable) }) {
+            *slot = Kept { number: index_of(self.record) as u32 + 1, idle: false, start: self.start, mapped: self.usable };
+            return;
         }
+        remember(self.start);
+        // SAFETY: as above.
+        unsafe { unmap(self.record) };
     }
 
     fn replace(&self, from: u64, to: u64) -> bool {
         self.record.state.compare_exchange(from, to, Ordering::SeqCst, Ordering::Relaxed).is_ok()
     }
 
-    /// Gives the block another size, without copying: in place, or its pages move. `size` is large enough to stay a large block.
+    /// Gives the block another size, without copying: in place, or its pages move, to a multiple of `align` and of what it was allocated
+    /// with. `size` is large enough to stay a large block.
     /// Err(Busy) if another thread frees or resizes it; any error leaves it as it was.
     ///
     /// # Safety
     /// Nobody else uses the block during the call, nor its old address afterwards.
-    pub unsafe fn resize(&self, size: usize, wait: bool) -> Result<Option<NonNull<u8>>, Error> {
+    pub unsafe fn resize(&self, size: usize, align: usize, wait: bool) -> Result<Option<NonNull<u8>>, Error> {
         if self.state & MOVING != 0 || !self.replace(self.state, self.state | MOVING) {
             return Err(fail!(Busy, "the block at {:#x} is being freed or resized by another thread", self.start));
         }
         let mapped = vm::round_up(size, vm::PAGE);
+        self.record.align.fetch_max(align, Ordering::Relaxed);
         // SAFETY: the caller's promise, and MOVING keeps others off the mapping.
         let moved = unsafe { if mapped <= self.usable { self.shrink(mapped) } else { self.grow(mapped, wait) } };
         if let Ok(Some(start)) = moved {

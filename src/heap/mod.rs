@@ -38,7 +38,8 @@ use core::sync::atomic::Ordering;
 use span::{Kind, Place, State};
 
 pub use fast::{
-    at_hand, free_or, free_others, free_own, malloc, malloc_at_length, malloc_or, malloc_slow, resize_own, usable_own,
+    at_hand, at_hand_aligned, free_or, free_others, free_own, malloc, malloc_at_length, malloc_or, malloc_slow, resize_own,
+    usable_own,
 };
 pub use span::{MAX_TAG, PLAIN_TAG};
 
@@ -325,7 +326,7 @@ pub unsafe fn resize_aligned(ptr: *mut u8, size: usize, align: usize) -> Result<
     }
     if ptr as usize & (align - 1) == 0
         // SAFETY: the caller's promise.
-        && let Some(start) = unsafe { resize_in_place(ptr, &block, size) }
+        && let Some(start) = unsafe { resize_in_place(ptr, &block, size, align) }
     {
         return Ok(start);
     }
@@ -361,7 +362,7 @@ unsafe fn replace(ptr: *mut u8, block: &Block, new: NonNull<u8>, size: usize) ->
 ///
 /// # Safety
 /// As for [`resize_aligned`].
-unsafe fn resize_in_place(ptr: *mut u8, block: &Block, size: usize) -> Option<NonNull<u8>> {
+unsafe fn resize_in_place(ptr: *mut u8, block: &Block, size: usize, align: usize) -> Option<NonNull<u8>> {
     match place(ptr as usize)? {
         // While not more than half is unused.
         Found::Small(place) if size <= block.usable && size >= block.usable / 2 => {
@@ -376,14 +377,14 @@ unsafe fn resize_in_place(ptr: *mut u8, block: &Block, size: usize) -> Option<No
         }
         Found::Large(place) if size > MAX_RUN && size <= MAX_SIZE => {
             // SAFETY: the caller's promise.
-            if let Ok(Some(start)) = unsafe { place.resize(size, false) } {
+            if let Ok(Some(start)) = unsafe { place.resize(size, align, false) } {
                 return Some(start);
             }
             trim();
             // The failure changed nothing but the record's epoch, hence the new look-up.
             let Some(Found::Large(place)) = self::place(ptr as usize) else { return None };
             // SAFETY: the caller's promise.
-            unsafe { place.resize(size, true) }.ok().flatten()
+            unsafe { place.resize(size, align, true) }.ok().flatten()
         }
         _ => None,
     }

@@ -139,6 +139,34 @@ fn every_alignment_is_met() {
     }
 }
 
+/// Also where it could stay: a large block that grows moves, to a multiple of what is asked for now.
+#[test]
+fn resizing_meets_another_alignment() {
+    let _guard = shared();
+    let mut blocks = Vec::new();
+    for shift in 4..=24 {
+        let align = 1usize << shift;
+        for (from, to) in [(100, 3000), (5000, 200), (300_000, 900_000), (3 << 20, 5 << 20), (8 << 20, 2 << 20), (2 << 20, 40 << 20)] {
+            let start = heap::allocate(from, 16, false, 0).unwrap().as_ptr();
+            unsafe { start.write(7) };
+            let moved = unsafe { heap::resize_aligned(start, to, align) }.unwrap().as_ptr();
+            assert_eq!(moved as usize % align, 0, "{from} to {to} bytes at {align}");
+            assert_eq!(unsafe { moved.read() }, 7);
+            let grown = unsafe { heap::resize_aligned(moved, to * 2, align) }.unwrap().as_ptr();
+            assert_eq!(grown as usize % align, 0, "{to} to {} bytes at {align}", to * 2);
+            blocks.push(grown);
+            if blocks.len() > 6 {
+                assert!(unsafe { heap::free(blocks.remove(0)) });
+            }
+        }
+    }
+    for align in [0, 3, 1 << 31] {
+        let error = unsafe { heap::resize_aligned(blocks[0], 10, align) }.unwrap_err();
+        assert_eq!(error.status, Status::InvalidArgument, "{align}");
+    }
+    blocks.into_iter().for_each(|block| assert!(unsafe { heap::free(block) }));
+}
+
 #[test]
 fn bad_requests_are_refused_with_a_reason() {
     let _guard = shared();

@@ -9,7 +9,7 @@ use std::ptr::null_mut;
 fn free(ptr: *mut u8) -> bool {
     let mut taken = true;
     unsafe {
-        heap::free_or(ptr, |ptr| taken = heap::free_own(ptr) || heap::free_others(ptr) || heap::free(ptr));
+        heap::free_or(ptr, |ptr| taken = heap::free_own(ptr) || heap::free_others(ptr, true) || heap::free(ptr));
     }
     taken
 }

@@ -206,6 +206,11 @@ impl<'a> Factors<'a> {
         self.rank += 1;
     }
 
+    fn are_finite(&self) -> bool {
+        let (u, v) = (2 * self.rank * self.shape.rows, 2 * self.rank * self.shape.columns);
+        self.u[..u].iter().chain(&self.v[..v]).all(|x| x.is_finite())
+    }
+
     /// Which probe a row is.
     fn probe(&self, row: usize) -> Option<usize> {
         (0..self.probes).find(|p| self.shape.probe(*p) == row)
@@ -351,6 +356,9 @@ pub fn encode(request: Request, context: &mut Context, chunk: &[u8], mut work: &
         search.repeat(&mut factors, rank);
     }
     factors.rank = rank;
+    if !factors.are_finite() {
+        return None; // other machines may make other NaNs of them
+    }
     let len = write(&factors, request.element, context, chunk, work, out)?;
     Some(Encoded { len, error: if error == 0.0 { 0.0 } else { error.sqrt().next_up().min(request.max_error) } })
 }
