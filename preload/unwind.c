@@ -5,12 +5,17 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 /* Where `name` is in the unwinder. With `only_loaded`, NULL where no unwinder is loaded: loading may allocate. */
 static void *unwinder(const char *name, int only_loaded) {
   void *library = dlopen("libgcc_s.so.1", RTLD_LAZY | (only_loaded ? RTLD_NOLOAD : 0));
   void *found = library ? dlsym(library, name) : NULL;
-  if (!found && !only_loaded) abort();
+  if (!found && !only_loaded) {
+    static const char text[] = "qmem: an exception passes through it, and libgcc_s.so.1, the unwinder, cannot be loaded\n";
+    if (write(STDERR_FILENO, text, sizeof text - 1) < 0) abort();
+    abort();
+  }
   return found;
 }
 

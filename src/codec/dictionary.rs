@@ -8,6 +8,7 @@
 
 use super::hash;
 use super::pattern::{self, MAX_PERIOD as PAGE};
+use super::stream;
 use lz4_flex::block::{CompressTable, compress_into_with_table, decompress_into, get_maximum_output_size};
 
 /// Different pages in one chunk at most.
@@ -117,9 +118,7 @@ fn rebuild(blob: &[u8], out: &mut [u8], work: &mut [u8]) -> Option<()> {
     for run in 0..runs {
         let (count, entry) = (usize::from(word(raw, 4 + run * 4)?), usize::from(word(raw, 6 + run * 4)?));
         let page = expanded.get(entry * PAGE..(entry + 1) * PAGE).filter(|_| entry < pages)?;
-        for part in out.get_mut(to..to + count * PAGE)?.chunks_exact_mut(PAGE) {
-            part.copy_from_slice(page);
-        }
+        stream::repeat(page, out.get_mut(to..to + count * PAGE)?);
         to += count * PAGE;
     }
     (to == out.len() && at == raw.len()).then_some(())

@@ -6,3 +6,4 @@ pub mod dictionary;
 pub mod hash;
 pub mod lz4;
 pub mod pattern;
+pub mod stream;

@@ -1,6 +1,8 @@
 //! Chunks that repeat a short pattern: zeros, constants, uniform superpositions, and what gates on low qubits make of them.
 //! Found and rebuilt at memory speed, stored in one period's bytes.
 
+use super::stream;
+
 /// Periods found: powers of two from one complex amplitude to one page.
 pub const MIN_PERIOD: usize = 16;
 /// The longest.
@@ -45,11 +47,7 @@ pub fn repeat(pattern: &[u8], out: &mut [u8]) {
     for part in page.chunks_exact_mut(pattern.len()) {
         part.copy_from_slice(pattern);
     }
-    for part in out.chunks_mut(MAX_PERIOD) {
-        if let Some(from) = page.get(..part.len()) {
-            part.copy_from_slice(from);
-        }
-    }
+    stream::repeat(&page, out);
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use super::pager::{POOL_LIMIT, Pager, Scratch};
 use super::region::{Chunk, ChunkId, Region};
 use super::slot::{Codec, Kind, Slot, SlotId};
 use super::state::{Act, State, Word};
-use crate::codec::{amplitude, dictionary, hash, lz4, pattern};
+use crate::codec::{amplitude, dictionary, hash, lz4, pattern, stream};
 use crate::config;
 use crate::error::{Class, Error};
 use crate::fail;
@@ -149,7 +149,7 @@ impl Pager {
     fn load(&self, id: SlotId, frame: Frame, data: &mut [u8], scratch: &mut Scratch) -> Result<(), &'static str> {
         let Some(slot) = self.slots.get(id).filter(|_| id.0 != 0) else {
             if !frame.fresh {
-                data.fill(0);
+                stream::zero(data);
             }
             return Ok(());
         };

@@ -146,7 +146,9 @@ fn resizing_meets_another_alignment() {
     let mut blocks = Vec::new();
     for shift in 4..=24 {
         let align = 1usize << shift;
-        for (from, to) in [(100, 3000), (5000, 200), (300_000, 900_000), (3 << 20, 5 << 20), (8 << 20, 2 << 20), (2 << 20, 40 << 20)] {
+        for (from, to) in
+            [(100, 3000), (5000, 200), (300_000, 900_000), (3 << 20, 5 << 20), (8 << 20, 2 << 20), (2 << 20, 40 << 20)]
+        {
             let start = heap::allocate(from, 16, false, 0).unwrap().as_ptr();
             unsafe { start.write(7) };
             let moved = unsafe { heap::resize_aligned(start, to, align) }.unwrap().as_ptr();
