@@ -77,6 +77,7 @@ test: setup build $(EXAMPLES) ## every test; the last line is the count
 	@tools/test
 
 soak: setup build $(EXAMPLES) ## the randomised tests, much longer
+	@tools/setup soak || echo "soak: programs that could not be installed are passed over"
 	@QMEM_TEST_SECONDS=$${QMEM_TEST_SECONDS:-600} tools/test soak
 
 bench: bench-paged ## every figure that the README quotes, beside its peers
