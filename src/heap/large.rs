@@ -242,16 +242,22 @@ fn index_of(record: &Record) -> usize {
     (record as *const Record as usize - first) / size_of::<Record>()
 }
 
-/// Where a freed block's mapping of `bytes` can be kept, if the bounds allow.
+/// Keeps the mapping of a block for the next one if the bounds allow and `claim` says that it is freed.
 ///
 /// # Safety
-/// The caller owns the heap, and has no other of its slots.
-unsafe fn slot_for(heap: &Heap, bytes: usize) -> Option<&mut Kept> {
+/// The caller owns the heap; once claimed, nobody uses the block.
+unsafe fn keep(heap: &Heap, block: Kept, claim: impl FnOnce() -> bool) -> bool {
     // SAFETY: the caller's promise.
     let kept = unsafe { &mut *heap.kept_large.get() };
     let all: usize = kept.iter().map(|slot| slot.mapped).sum();
     let bound = config::HEAP_KEPT_LARGE_BYTES;
-    if bytes > bound || all + bytes > bound { None } else { kept.iter_mut().find(|slot| slot.number == 0) }
+    let fits = block.mapped <= bound && all + block.mapped <= bound;
+    let Some(slot) = kept.iter_mut().find(|slot| fits && slot.number == 0) else { return false };
+    let claimed = claim();
+    if claimed {
+        *slot = block;
+    }
+    claimed
 }
 
 /// Frees the plain block of record `index` that starts at `ptr` if the heap can keep its mapping; false, and nothing happens, if it
@@ -267,14 +273,11 @@ pub unsafe fn free_plain(heap: &Heap, index: usize, ptr: *mut u8) -> bool {
     if state & (LIVE | MOVING | 0xff) != LIVE | u64::from(PLAIN_TAG) || start != ptr as usize {
         return false;
     }
-    // SAFETY: the caller's promise.
-    let Some(slot) = (unsafe { slot_for(heap, mapped) }) else { return false };
+    let block = Kept { number: index as u32 + 1, idle: false, start, mapped };
     // Of several threads that free it one comes through; and what was read is of this block.
-    if record.state.compare_exchange(state, state & !LIVE, Ordering::AcqRel, Ordering::Relaxed).is_err() {
-        return false;
-    }
-    *slot = Kept { number: index as u32 + 1, idle: false, start, mapped };
-    true
+    let claim = || record.state.compare_exchange(state, state & !LIVE, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+    // SAFETY: the caller's promise.
+    unsafe { keep(heap, block, claim) }
 }
 
 /// Gives a freed block's memory back.
@@ -312,9 +315,9 @@ impl Place {
     /// # Safety
     /// The caller has won the claim, nobody uses the block any more, and the caller owns the heap.
     pub unsafe fn put(&self, heap: Option<&Heap>) {
+        let block = Kept { number: index_of(self.record) as u32 + 1, idle: false, start: self.start, mapped: self.usable };
         // SAFETY: the caller's promise.
-        if let Some(slot) = heap.and_then(|heap| unsafe { slot_for(heap, self.usable) }) {
-            *slot = Kept { number: index_of(self.record) as u32 + 1, idle: false, start: self.start, mapped: self.usable };
+        if heap.is_some_and(|heap| unsafe { keep(heap, block, || true) }) {
             return;
         }
         remember(self.start);
