@@ -272,7 +272,7 @@ pub unsafe fn free_own(ptr: *mut u8) -> bool {
         }
         let slice = offset / SLICE;
         if offset.is_multiple_of(SLICE) && (*heap).span(slice as u32).end_run() {
-            runs::put(&*heap, slice as u32);
+            runs::put(&*heap, slice as u32, ptr.cast());
             return true;
         }
         let live = starts_block(heap, slice, ptr) && (*ptr.cast::<Block>()).mark != heap as usize;
@@ -396,7 +396,7 @@ pub unsafe fn free_at(place: &Place, last: impl FnOnce()) -> bool {
         if !own {
             thread::send(place.heap, block);
         } else if place.kind == Kind::Run {
-            runs::put(place.heap, place.slice);
+            runs::put(place.heap, place.slice, block);
         } else {
             (*block).mark = place.heap.mark();
             refill::put_list(place.heap, place.slice, block, block, 1);

@@ -107,8 +107,11 @@ pub struct Heap {
     pub limit: Cell<usize>,
     /// Free blocks to be given next, by size, and runs kept for reuse.
     pub bins: UnsafeCell<[Bin; BINS]>,
-    /// Bytes in the bins of runs.
-    pub kept_runs: Cell<usize>,
+    /// Slices that were ever put into the bins of runs, and that were ever taken from them: two counts, so that a run that is freed and
+    /// given in turn does not wait for one.
+    pub runs_kept: Cell<usize>,
+    /// See `runs_kept`.
+    pub runs_reused: Cell<usize>,
     /// Large blocks kept for reuse.
     pub kept_large: UnsafeCell<[Kept; config::HEAP_KEPT_LARGE]>,
     /// Slices by class, plain and described.
@@ -199,7 +202,8 @@ impl Heap {
             zero: 0,
             limit: Cell::new(0),
             bins: UnsafeCell::new([Bin(end); BINS]),
-            kept_runs: Cell::new(0),
+            runs_kept: Cell::new(0),
+            runs_reused: Cell::new(0),
             kept_large: UnsafeCell::new([Kept::NONE; config::HEAP_KEPT_LARGE]),
             lists: [const { [const { List::none() }; COUNT] }; 2],
             slices: Slices::none(),

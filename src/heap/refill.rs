@@ -359,7 +359,7 @@ pub fn collect(heap: &Heap, mut message: usize) {
             let (first, count) = Messages::open(last);
             let slice = heap.slice_of(last as usize);
             match heap.span(slice).what() {
-                Some((Kind::Run, _)) => runs::put(heap, slice),
+                Some((Kind::Run, _)) => runs::put(heap, slice, last),
                 Some(_) => put_list(heap, slice, first, last, count),
                 None => corrupt::report("a freed block is in no span,", last as usize),
             }

@@ -30,7 +30,7 @@ pub unsafe fn take(heap: &Heap, size: usize, tag: u8, room: bool) -> (*mut u8, b
     join(heap, taken.slice, 1, count);
     // SAFETY: a slice that was just taken.
     let span = unsafe { heap.span(taken.slice) };
-    span.begin_run(count);
+    span.begin_run(count, bin_offset(heap, count));
     span.give_run(size, tag);
     (heap.start_of(taken.slice) as *mut u8, taken.zero)
 }
@@ -54,7 +54,7 @@ unsafe fn take_marked(heap: &Heap, bin: *mut *mut Block, count: u32, size: usize
         let block = *bin;
         *bin = (*block).next;
         (*block).mark = 0;
-        heap.kept_runs.set(heap.kept_runs.get().wrapping_sub(count as usize * SLICE));
+        heap.runs_reused.set(heap.runs_reused.get().wrapping_add(count as usize));
         heap.span(heap.slice_of(block as usize)).give_run(size, tag);
         block.cast()
     }
@@ -78,19 +78,29 @@ fn part(heap: &Heap, slice: u32, from: u32, to: u32) {
 /// Takes back a run whose user gave it up.
 ///
 /// # Safety
-/// The caller owns the heap; the slice is the first of a run whose block is freed and that nobody uses.
-pub unsafe fn put(heap: &Heap, slice: u32) {
+/// The caller owns the heap; the slice is the first of a run whose `block` is freed and that nobody uses.
+pub unsafe fn put(heap: &Heap, slice: u32, block: *mut Block) {
     // SAFETY: the caller's promise.
-    let count = unsafe { heap.span(slice) }.slices.load(Relaxed);
-    let kept = heap.kept_runs.get() + count as usize * SLICE;
-    if kept <= config::HEAP_KEPT_RUNS {
-        heap.kept_runs.set(kept);
+    let span = unsafe { heap.span(slice) };
+    let count = span.slices.load(Relaxed);
+    if kept(heap) + count as usize <= config::HEAP_KEPT_RUNS / SLICE {
+        heap.runs_kept.set(heap.runs_kept.get().wrapping_add(count as usize));
         // SAFETY: as above.
-        unsafe { heap.push(heap.run_bin(count), heap.start_of(slice) as *mut Block) };
+        unsafe { heap.push((heap.mark() + span.bin.get() as usize) as *mut *mut Block, block) };
     } else {
         give_up(heap, slice, count);
         refill::look_around(heap);
     }
+}
+
+/// Slices in the bins of runs.
+pub fn kept(heap: &Heap) -> usize {
+    heap.runs_kept.get().wrapping_sub(heap.runs_reused.get())
+}
+
+/// Where the bin of runs of `count` slices lies in its heap.
+fn bin_offset(heap: &Heap, count: u32) -> u32 {
+    (heap.run_bin(count) as usize - heap.mark()) as u32
 }
 
 fn give_up(heap: &Heap, slice: u32, count: u32) {
@@ -100,7 +110,7 @@ fn give_up(heap: &Heap, slice: u32, count: u32) {
 
 /// Gives up the runs that are kept.
 pub fn drop_kept(heap: &Heap) {
-    if heap.kept_runs.get() == 0 {
+    if kept(heap) == 0 {
         return;
     }
     for count in 1..=RUNS as u32 {
@@ -109,7 +119,7 @@ pub fn drop_kept(heap: &Heap) {
             give_up(heap, heap.slice_of(block as usize), count);
         }
     }
-    heap.kept_runs.set(0);
+    heap.runs_reused.set(heap.runs_kept.get());
 }
 
 /// Gives a live run another size without moving it; false if there is no room.
@@ -127,6 +137,7 @@ pub unsafe fn resize(heap: &Heap, slice: u32, size: usize) -> bool {
         join(heap, slice, old, new);
     }
     span.slices.store(new, Relaxed);
+    span.bin.set(bin_offset(heap, new));
     if new < old {
         part(heap, slice, new, old);
         heap.release_slices(slice + new, old - new);

@@ -76,6 +76,8 @@ pub struct Span {
     pub next: Cell<u32>,
     /// See `next`.
     pub prev: Cell<u32>,
+    /// Run: where in its heap the bin lies that keeps it when it is freed.
+    pub bin: Cell<u32>,
     /// The side arrays, where they fit; in a run the first word is its owner's.
     side: UnsafeCell<[u64; INLINE_SIDE / 8]>,
 }
@@ -267,10 +269,11 @@ impl Span {
     }
 
     /// Makes this slice the first of a run of `slices`.
-    pub fn begin_run(&self, slices: u32) {
+    pub fn begin_run(&self, slices: u32, bin: u32) {
         self.state.store(NEVER, Ordering::Relaxed);
         self.watched.store(false, Ordering::Relaxed);
         self.slices.store(slices, Ordering::Relaxed);
+        self.bin.set(bin);
         self.set(RUN, 0);
     }
 
@@ -286,12 +289,10 @@ impl Span {
         self.state.store(LIVE | tag, Ordering::Release);
     }
 
-    /// Does a live plain run start here that nobody watches?
+    /// Does a live plain run start here that nobody watches? (The state is that of a live block in runs alone.)
     #[inline]
     pub fn is_plain_run(&self) -> bool {
-        self.state.load(Ordering::Relaxed) == LIVE | PLAIN_TAG
-            && self.word.load(Ordering::Relaxed) & 0xff == RUN
-            && !self.watched.load(Ordering::Relaxed)
+        self.state.load(Ordering::Relaxed) == LIVE | PLAIN_TAG && !self.watched.load(Ordering::Relaxed)
     }
 
     /// Ends the plain run that starts here, if there is a live one that nobody watches; what another thread does with the same

@@ -301,7 +301,7 @@ pub fn trim() {
     let _depot = DEPOT.lock();
     for heap in all().filter(|heap| heap.inbox.0.is_idle()) {
         refill::collect(heap, heap.inbox.0.take_and_idle());
-        if !heap.slices.is_bare() || heap.kept_runs.get() > 0 {
+        if !heap.slices.is_bare() || super::runs::kept(heap) > 0 {
             refill::trim(heap);
         }
     }
