@@ -74,7 +74,7 @@ settings! {
     REBALANCE_MS = "rebalance_ms", c"QMEM_REBALANCE_MS", Count, default 100, 1 => 60_000;
     /// How much is measured, beside what the program asks for: 0 = no more, 1 = counters, 2 = histograms and events too.
     MONITOR = "monitor", c"QMEM_MONITOR", Count, default 0, 0 => 2;
-    /// Bytes of a paged buffer's chunk where nothing else is asked for, a power of two: 2 MiB suits sweeps, 64 KiB programs that touch a little here and there.
+    /// Bytes of a paged buffer's chunk where nothing else is asked for, a power of two, or less where one holds all of a small buffer: 2 MiB suits sweeps, 64 KiB programs that touch a little here and there.
     PAGED_CHUNK = "paged_chunk", c"QMEM_PAGED_CHUNK", Bytes, default 2 << 20, 1 << 16 => 2 << 20;
     /// Bytes from which a preloaded program's blocks are paged, where QMEM_BUDGET is set.
     PRELOAD_THRESHOLD = "preload_threshold", c"QMEM_PRELOAD_THRESHOLD", Bytes, default 16 << 20, 1 << 16 => usize::MAX >> 1;

@@ -220,10 +220,65 @@ fn buffers_grow_and_shrink_with_their_contents() {
                 *w = value(Content::Noise, i, 7);
             }
             size = next;
-            assert_eq!(account::committed(), size);
+            assert_eq!(account::committed(), size.next_multiple_of(if chunk == 0 { 2 * MIB } else { chunk }), "whole frames");
         }
         free(words);
     }
+    stop();
+}
+
+/// Without swap: what is granted has frames, however small the buffers are.
+#[test]
+fn small_buffers_take_no_more_frames_than_they_are_granted() {
+    let _turn = start(48 * MIB, false, false);
+    let sizes = [64 << 10, 1000, (64 << 10) + 8, 200_000, 3 * MIB / 2, 2 * MIB + 8];
+    let mut all: Vec<&'static mut [u64]> = Vec::new();
+    for size in sizes.into_iter().cycle() {
+        match paged::allocate(&request(size)) {
+            // SAFETY: a fresh region of that size, ours until `free`.
+            Ok(p) => all.push(unsafe { std::slice::from_raw_parts_mut(p.as_ptr().cast(), size / 8) }),
+            Err(error) => {
+                assert_eq!(format!("{:?}", error.status), "OutOfMemory");
+                break;
+            }
+        }
+    }
+    let granted: usize =
+        all.iter().map(|words| words.len() * 8).map(|n| n.next_multiple_of(n.next_power_of_two().clamp(64 << 10, 2 * MIB))).sum();
+    assert_eq!(account::committed(), granted);
+    assert!(granted > 43 * MIB, "{granted}");
+    for round in 0..3 {
+        for words in &mut all {
+            for (i, w) in words.iter_mut().enumerate() {
+                assert_eq!(*w, if round == 0 { 0 } else { value(Content::Noise, i, round) });
+                *w = value(Content::Noise, i, round + 1);
+            }
+        }
+    }
+    assert!(account::peak() <= 48 * MIB, "peak {}", account::peak());
+    all.into_iter().for_each(free);
+    stop();
+}
+
+#[test]
+fn a_small_buffer_that_grows_has_larger_chunks_and_its_contents() {
+    let _turn = start(48 * MIB, true, true);
+    let mut words = region(100_000, 0);
+    let mut written = 0;
+    for (size, granted) in [(100_000, 128 << 10), (300_000, 512 << 10), (10 * MIB + 8, 12 * MIB), (64 << 10, 2 * MIB)] {
+        // SAFETY: the region is live and nobody else uses it.
+        let p = unsafe { paged::resize(words.as_mut_ptr().cast(), size).unwrap() };
+        // SAFETY: as many bytes as asked for.
+        words = unsafe { std::slice::from_raw_parts_mut(p.as_ptr().cast(), size / 8) };
+        assert_eq!(account::committed(), granted, "{size} bytes");
+        for (i, w) in words.iter_mut().enumerate() {
+            assert_eq!(*w, if i < written { value(Content::Noise, i, 3) } else { 0 }, "word {i} of {size} bytes");
+            *w = value(Content::Noise, i, 3);
+        }
+        paged::evict(words.as_ptr().cast(), size).unwrap();
+        written = words.len();
+    }
+    free(words);
     stop();
 }
 

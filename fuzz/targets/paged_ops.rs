@@ -30,6 +30,8 @@ struct Region {
     start: *mut u8,
     size: usize,
     chunk: usize,
+    /// Its chunk size was the pager's choice.
+    fitted: bool,
     swappable: bool,
     pooled: bool,
     pages: Vec<Page>,
@@ -74,9 +76,8 @@ fuzz_target!(|bytes: &[u8]| {
         }
         model.step();
         assert!(account::resident() <= budget, "{} of {budget} bytes are resident", account::resident());
-        let granted: usize = model.regions.iter().map(|r| r.size).sum();
-        assert_eq!(account::committed(), granted);
-        assert_eq!(paged::stats().logical_bytes, granted);
+        assert_eq!(account::committed(), model.granted());
+        assert_eq!(paged::stats().logical_bytes, model.regions.iter().map(|r| r.size).sum::<usize>());
     }
     while !model.regions.is_empty() {
         model.regions[0].check_what_was_written();
@@ -115,7 +116,18 @@ fn contents(id: u32, page: usize, words: usize) -> [u64; 512] {
     out
 }
 
+/// Bytes of a chunk where the pager chooses.
+fn fitting(size: usize) -> usize {
+    size.next_power_of_two().clamp(64 << 10, 2 * MIB)
+}
+
 impl Region {
+    /// Bytes of a chunk after it was resized.
+    fn recut(&self, size: usize) -> usize {
+        let stays = size.div_ceil(self.chunk) == self.size.div_ceil(self.chunk);
+        if stays || !self.fitted { self.chunk } else { self.chunk.max(fitting(size)) }
+    }
+
     fn words(&self, page: usize) -> usize {
         (self.size.saturating_sub(page * PAGE) / 8).min(512)
     }
@@ -214,16 +226,15 @@ impl Model<'_> {
     }
 
     fn granted(&self) -> usize {
-        self.regions.iter().map(|r| r.size).sum()
+        self.regions.iter().map(|r| r.size.next_multiple_of(r.chunk)).sum()
     }
 
-    /// What the program may ask for without betting on compression.
+    /// What the program may ask for without betting on compression: so many bytes in whole chunks.
     fn may(&self, more: usize, swappable: bool) -> bool {
         let fixed: usize = self.regions.iter().filter(|r| !r.swappable).map(|r| r.pages.len() * PAGE + r.chunk).sum();
-        // Without swap a chunk that was evicted by request comes back beside its blob, and a last chunk takes a whole frame.
-        let frames = self.regions.iter().map(|r| r.size.next_multiple_of(r.chunk)).sum::<usize>() + more.next_multiple_of(2 * MIB);
+        // Without swap a chunk that was evicted by request comes back beside its blob.
         (swappable || fixed + more + LEAVE <= self.budget)
-            && (self.swap > 0 || frames + LEAVE <= self.budget)
+            && (self.swap > 0 || self.granted() + more + LEAVE <= self.budget)
             && self.granted() + more <= self.budget + self.swap.saturating_sub(config::IN_FLIGHT)
     }
 
@@ -237,16 +248,17 @@ impl Model<'_> {
         let chunk_size = [0, 64 << 10, 128 << 10, 256 << 10, 512 << 10, MIB, 2 * MIB, 8 * MIB][usize::from(kind & 7)];
         let (swappable, pooled) = (kind & 8 == 0, kind & 0x30 == 0x30);
         let align = if kind & 0xC0 == 0xC0 { 8 * MIB } else { 0 };
-        if self.regions.len() >= 8 || !self.may(size, swappable) {
+        let chunk = if chunk_size == 0 { fitting(size) } else { chunk_size.min(2 * MIB) };
+        if self.regions.len() >= 8 || !self.may(size.next_multiple_of(chunk), swappable) {
             return;
         }
         let request = Request { size, align, chunk_size, swappable, element: None, tolerance: 0.0, pooled, tag: 1 };
         let start = paged::allocate(&request).unwrap_or_else(|e| panic!("{size} bytes with {} granted: {e}", self.granted()));
         let start = start.as_ptr();
         assert_eq!(start as usize % align.max(2 * MIB), 0);
-        let chunk = if chunk_size == 0 { 2 * MIB } else { chunk_size.min(2 * MIB) };
         let pages = vec![Page { id: 0, words: 0 }; size.div_ceil(PAGE)];
-        self.regions.push(Region { start, size, chunk, swappable, pooled, pages, pins: Vec::new() });
+        let fitted = chunk_size == 0;
+        self.regions.push(Region { start, size, chunk, fitted, swappable, pooled, pages, pins: Vec::new() });
     }
 
     fn write(&mut self, nth: usize) {
@@ -351,7 +363,11 @@ impl Model<'_> {
             2 => MIB * usize::from(kind >> 2) + self.input.below(PAGE),
             _ => 1 + self.input.below(old),
         };
-        if !self.may(size.saturating_sub(old), self.regions[nth].swappable) {
+        let chunk = self.regions[nth].recut(size);
+        let (before, after) = (old.next_multiple_of(self.regions[nth].chunk), size.next_multiple_of(chunk));
+        // Where chunks of another size take the old ones' place, for a while there are both.
+        let more = if chunk == self.regions[nth].chunk { after.saturating_sub(before) } else { after };
+        if !self.may(more, self.regions[nth].swappable) {
             return;
         }
         let chunks = |region: &Region, size: usize| size.div_ceil(region.chunk);
@@ -362,6 +378,7 @@ impl Model<'_> {
                 assert!(size > 0 && (stays || region.pins.is_empty()));
                 region.start = start.as_ptr();
                 region.size = size;
+                region.chunk = chunk;
                 region.pages.resize(size.div_ceil(PAGE), Page { id: 0, words: 0 });
                 let last = region.pages.len() - 1;
                 // The last page's end: what is cut off reads as zeros when the region grows again.
@@ -461,7 +478,7 @@ impl Model<'_> {
     /// Other options at run time; never less than what is granted needs.
     fn reconfigure(&mut self) {
         let mut next = options(self.input.byte());
-        if !next.swapping && self.regions.iter().map(|r| r.size.next_multiple_of(r.chunk)).sum::<usize>() + LEAVE > self.budget {
+        if !next.swapping && self.granted() + LEAVE > self.budget {
             next.swapping = self.options.swapping;
         }
         paged::quiesce();

@@ -1,5 +1,5 @@
 //! The budget: every resident byte of qmem is charged here before it is touched, so the bound is hard. Beside it the ledger
-//! of what has been promised (the commit rule): logical bytes granted never exceed budget + swap, unless the strategy bets.
+//! of what has been promised (the commit rule): frames granted never exceed budget + swap, unless the strategy bets.
 
 use crate::config;
 use crate::error::Error;
@@ -157,7 +157,7 @@ pub fn swap() -> usize {
     SWAP.load(Relaxed)
 }
 
-/// Logical bytes granted and not freed.
+/// Bytes granted and not freed: of frames that hold what was asked for.
 pub fn committed() -> usize {
     COMMITTED.load(Relaxed)
 }
@@ -193,8 +193,13 @@ pub fn can_commit(bytes: usize) -> bool {
     BETS.load(Relaxed) || committed().checked_add(bytes).is_some_and(|sum| sum <= limit)
 }
 
-/// Grants `bytes` of logical size by the commit rule.
+/// Grants `bytes` by the commit rule.
 pub fn commit(bytes: usize) -> Result<(), Error> {
+    commit_for(bytes, bytes)
+}
+
+/// Grants `bytes` of frames by the commit rule, for a buffer of `size` bytes.
+pub fn commit_for(size: usize, bytes: usize) -> Result<(), Error> {
     let limit = limit();
     let bets = BETS.load(Relaxed);
     let granted = COMMITTED.fetch_update(SeqCst, Relaxed, |now| now.checked_add(bytes).filter(|sum| bets || *sum <= limit));
@@ -209,7 +214,7 @@ pub fn commit(bytes: usize) -> Result<(), Error> {
         Ok(()) => Ok(()),
         Err(now) => Err(fail!(
             OutOfMemory,
-            "{bytes} bytes refused: {now} are granted already and the budget of {} plus {} of swap space is all there is; raise max_memory, enable swapping, or give QMEM_SWAP_DIR a larger disk",
+            "{size} bytes refused, which take {bytes} in whole chunks: {now} are granted already and the budget of {} plus {} of swap space is all there is; raise max_memory, enable swapping, or give QMEM_SWAP_DIR a larger disk",
             budget(),
             swap()
         )),

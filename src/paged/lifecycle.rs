@@ -19,9 +19,28 @@ use crate::os::{vm, worker};
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering::Relaxed;
 
-/// Makes a region. The caller has committed its size.
-pub fn create(pager: &'static Pager, request: &Request) -> Result<NonNull<u8>, Error> {
-    let unit = if request.chunk_size == 0 { config::PAGED_CHUNK.get() } else { request.chunk_size };
+/// How a buffer is cut.
+struct Cut {
+    /// The chunk size that was asked for, or chosen.
+    unit: usize,
+    /// Bytes of a chunk: a power of two.
+    chunk: usize,
+}
+
+impl Cut {
+    /// Bytes of frames that hold `size` bytes; more than can be granted if they cannot be counted.
+    fn bytes(&self, size: usize) -> usize {
+        size.checked_next_multiple_of(self.chunk).unwrap_or(usize::MAX)
+    }
+}
+
+/// The chunk size of a buffer that names none: the setting's, or less where one chunk of that holds all of it.
+fn fitting(size: usize) -> usize {
+    size.checked_next_power_of_two().unwrap_or(usize::MAX).max(config::CHUNK_BOUNDS.0).min(config::PAGED_CHUNK.get())
+}
+
+fn cut(pager: &Pager, request: &Request) -> Result<Cut, Error> {
+    let unit = if request.chunk_size == 0 { fitting(request.size) } else { request.chunk_size };
     if !unit.is_power_of_two() || !(config::CHUNK_BOUNDS.0..=config::CHUNK_BOUNDS.1).contains(&unit) {
         return Err(fail!(
             InvalidArgument,
@@ -30,7 +49,45 @@ pub fn create(pager: &'static Pager, request: &Request) -> Result<NonNull<u8>, E
             config::CHUNK_BOUNDS.1
         ));
     }
-    let chunk = unit.clamp(pager.backend.least_chunk(account::budget()), vm::HUGE);
+    Ok(Cut { unit, chunk: unit.clamp(pager.backend.least_chunk(account::budget()), vm::HUGE) })
+}
+
+/// What a buffer is granted: bytes of frames that hold all of it.
+pub fn grant(pager: &Pager, request: &Request) -> Result<usize, Error> {
+    cut(pager, request).map(|cut| cut.bytes(request.size))
+}
+
+/// What [`resize`] to so many bytes makes of a buffer's grant, and how much must be granted until then: where chunks of another size
+/// take the place of the old ones, for a while there are both.
+pub fn grant_resized(pager: &Pager, region: &Region, size: usize) -> Result<(usize, usize), Error> {
+    let old = region.granted();
+    if size.div_ceil(region.chunk_bytes()) == region.chunks().len() {
+        return Ok((old, 0));
+    }
+    let request = resized(region, size);
+    let cut = cut(pager, &request)?;
+    let new = cut.bytes(size);
+    Ok((new, if cut.chunk == region.chunk_bytes() { new.saturating_sub(old) } else { new }))
+}
+
+/// The request for what replaces a buffer of another size.
+fn resized(region: &Region, size: usize) -> Request {
+    let fitted = if region.fitted.load(Relaxed) { fitting(size) } else { 0 };
+    Request {
+        size,
+        align: vm::HUGE,
+        chunk_size: region.unit().max(fitted),
+        swappable: region.swappable.load(Relaxed),
+        element: region.element(),
+        tolerance: f64::from_bits(region.tolerance.load(Relaxed)),
+        pooled: region.pooled.load(Relaxed),
+        tag: region.tag.load(Relaxed) as u8,
+    }
+}
+
+/// Makes a region. The caller has committed what it is granted.
+pub fn create(pager: &'static Pager, request: &Request) -> Result<NonNull<u8>, Error> {
+    let Cut { unit, chunk } = cut(pager, request)?;
     if request.size == 0 || request.size > isize::MAX as usize - 2 * vm::HUGE {
         return Err(fail!(InvalidArgument, "a paged buffer of {} bytes cannot be", request.size));
     }
@@ -84,6 +141,7 @@ fn enter(
         region.span.store(span, Relaxed);
         region.shift.store(shift, Relaxed);
         region.group.store((unit / vm::HUGE).min(64) as u32, Relaxed);
+        region.fitted.store(request.chunk_size == 0, Relaxed);
         region.swappable.store(request.swappable, Relaxed);
         region.pooled.store(request.pooled, Relaxed);
         region.tag.store(u32::from(request.tag), Relaxed);
@@ -96,15 +154,11 @@ fn enter(
     {
         let (mapped, pooled) = (empty(pager, region, pass), region.pooled.load(Relaxed));
         // SAFETY: nobody knows the region yet.
-        let _ = unsafe { vm::advise(start as *mut u8, mapped_bytes(region), libc::MADV_DONTNEED) };
+        let _ = unsafe { vm::advise(start as *mut u8, region.granted(), libc::MADV_DONTNEED) };
         pager.regions.remove(index);
         unmapped(pager, mapped, pooled);
     }
     entered
-}
-
-fn mapped_bytes(region: &Region) -> usize {
-    region.chunks().len() * region.chunk_bytes()
 }
 
 /// Frames that were mapped in a region are gone with it.
@@ -153,7 +207,7 @@ pub unsafe fn end(pager: &Pager, index: u32, region: &Region) {
     // Asked before the entry is given up: from then on it may be another region's.
     let (start, span, pooled) = (region.start.load(Relaxed), region.span.load(Relaxed), region.pooled.load(Relaxed));
     let mapped = empty(pager, region, &pass);
-    pager.backend.remove(start, mapped_bytes(region));
+    pager.backend.remove(start, region.granted());
     page_map::clear_range(start, span);
     pager.regions.remove(index);
     if let Some(start) = NonNull::new(start as *mut u8) {
@@ -210,29 +264,30 @@ pub unsafe fn resize(pager: &'static Pager, index: u32, region: &Region, size: u
     if pager.workers.quiet() {
         return Err(fail!(NotInitialized, "memory allocation is stopped: the buffer at {start:p} keeps its {old} bytes"));
     }
-    let unit = match region.group.load(Relaxed) as usize {
-        0 | 1 => region.chunk_bytes(),
-        group => group * vm::HUGE,
-    };
-    let request = Request {
-        size,
-        align: vm::HUGE,
-        chunk_size: unit,
-        swappable: region.swappable.load(Relaxed),
-        element: region.element(),
-        tolerance: f64::from_bits(region.tolerance.load(Relaxed)),
-        pooled: region.pooled.load(Relaxed),
-        tag: region.tag.load(Relaxed) as u8,
-    };
+    let request = resized(region, size);
+    let recut = cut(pager, &request)?.chunk != region.chunk_bytes();
+    if recut && region.chunks().any(|id| pager.regions.chunk(id).is_some_and(|c| Word::load(&c.word).state() == State::Poisoned))
+    {
+        return Err(fail!(Corrupt, "the buffer at {start:p} lost its contents and cannot be resized: restore or free it"));
+    }
     let moved = create(pager, &request)?;
     let target = super::region_index(moved.as_ptr() as usize).and_then(|i| Some((i, pager.regions.region(i)?)));
     let Some((new_index, target)) = target else {
         return Err(fail!(Internal, "a new region is not in the page map"));
     };
+    target.fitted.store(region.fitted.load(Relaxed), Relaxed);
     pager.rename_region((index, region), (new_index, target));
     let pass = pager.gate.enter();
     lossy::inherit(target, lossy::seal(region)); // nothing is spent on both
     drop(pass);
+    if recut {
+        // Chunks of another size: a small buffer's, which has few bytes.
+        // SAFETY: two live buffers, of which nobody else uses the one or knows the other, and both have so many bytes.
+        unsafe { core::ptr::copy_nonoverlapping(start, moved.as_ptr(), old.min(size)) };
+        // SAFETY: the caller's promise.
+        unsafe { end(pager, index, region) };
+        return Ok(moved);
+    }
     for (from, to) in region.chunks().zip(target.chunks()) {
         if transfer(pager, (from, region), (to, target)) {
             copy(pager, (from, region), (to, target));

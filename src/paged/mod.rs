@@ -79,7 +79,8 @@ pub struct Request {
     pub size: usize,
     /// A power of two up to 2 MiB is honoured for free; beyond, the region starts at such a multiple.
     pub align: usize,
-    /// Unit of residency and I/O: a power of two from 64 KiB; 0 = 2 MiB. Above 2 MiB it is the unit of read-ahead.
+    /// Unit of residency and I/O: a power of two from 64 KiB; 0 = 2 MiB, or less for a smaller buffer, of which one holds all. Above 2 MiB
+    /// it is the unit of read-ahead.
     pub chunk_size: usize,
     /// This region's chunks may go to the swap file (if the process may swap).
     pub swappable: bool,
@@ -203,8 +204,9 @@ pub fn allocate(request: &Request) -> Result<NonNull<u8>, Error> {
             account::budget()
         ));
     }
+    let grant = lifecycle::grant(pager, request)?;
     let most = pager.backend.most_bytes();
-    if account::committed().saturating_add(request.size) > most.saturating_add(account::swap()) {
+    if account::committed().saturating_add(grant) > most.saturating_add(account::swap()) {
         return Err(fail!(
             Limit,
             "{} bytes refused: without UFFDIO_MOVE vm.max_map_count allows {most} bytes of frames, and there are {} of swap space; raise vm.max_map_count or enable swapping",
@@ -212,8 +214,8 @@ pub fn allocate(request: &Request) -> Result<NonNull<u8>, Error> {
             account::swap()
         ));
     }
-    account::commit(request.size)?;
-    lifecycle::create(pager, request).inspect_err(|_| account::uncommit(request.size))
+    account::commit_for(request.size, grant)?;
+    lifecycle::create(pager, request).inspect_err(|_| account::uncommit(grant))
 }
 
 /// The region around any address.
@@ -232,10 +234,10 @@ pub unsafe fn free(start: *mut u8) -> Result<(), Error> {
         return Ok(()); // the parent's region was never mapped here
     }
     let (pager, index, region) = at_start(start)?;
-    let size = region.size.load(Relaxed);
+    let grant = region.granted();
     // SAFETY: the caller's promise.
     unsafe { lifecycle::end(pager, index, region) };
-    account::uncommit(size);
+    account::uncommit(grant);
     Ok(())
 }
 
@@ -245,17 +247,14 @@ pub unsafe fn free(start: *mut u8) -> Result<(), Error> {
 /// Nothing accesses the region during the call, nor the old address after it if it moved.
 pub unsafe fn resize(start: *mut u8, size: usize) -> Result<NonNull<u8>, Error> {
     let (pager, index, region) = at_start(start)?;
-    let old = region.size.load(Relaxed);
-    if size > old {
-        account::commit(size - old)?;
+    let old = region.granted();
+    let (new, more) = lifecycle::grant_resized(pager, region, size)?;
+    if more > 0 {
+        account::commit_for(size, more)?;
     }
     // SAFETY: the caller's promise.
     let moved = unsafe { lifecycle::resize(pager, index, region, size) };
-    match &moved {
-        Ok(_) if size < old => account::uncommit(old - size),
-        Err(_) if size > old => account::uncommit(size - old),
-        _ => {}
-    }
+    account::uncommit(if moved.is_ok() { old + more - new } else { more });
     moved
 }
 
@@ -384,9 +383,9 @@ pub fn snapshot(start: *mut u8, tag: u8, pooled: bool) -> Result<NonNull<u8>, Er
     if pager.workers.quiet() {
         return Err(fail!(NotInitialized, "memory allocation is stopped: no new paged buffers until it is initialised again"));
     }
-    let size = region.size.load(Relaxed);
-    account::commit(size)?;
-    snapshot::make(pager, region, tag, pooled).inspect_err(|_| account::uncommit(size))
+    let grant = region.granted();
+    account::commit(grant)?;
+    snapshot::make(pager, region, tag, pooled).inspect_err(|_| account::uncommit(grant))
 }
 
 /// Names the buffer that starts at `start`, for checkpoints.

@@ -54,6 +54,8 @@ pub struct Region {
     pub count: AtomicU32,
     /// Chunks read ahead at once because the program asked for a larger unit of I/O; 0 = the pager's choice.
     pub group: AtomicU32,
+    /// Its chunk size was the pager's choice, and is another one where the buffer grows.
+    pub fitted: AtomicBool,
     /// May use the swap file.
     pub swappable: AtomicBool,
     /// Counted against the unified pool's bound.
@@ -86,6 +88,19 @@ impl Region {
     pub fn address(&self, chunk: ChunkId) -> usize {
         let index = chunk.wrapping_sub(self.first.load(Ordering::Relaxed)) as usize;
         self.start.load(Ordering::Relaxed) + (index << self.shift.load(Ordering::Relaxed))
+    }
+
+    /// Bytes of frames that hold all of it: what it is granted by the commit rule.
+    pub fn granted(&self) -> usize {
+        (self.count.load(Ordering::Relaxed) as usize) << self.shift.load(Ordering::Relaxed)
+    }
+
+    /// The chunk size that was asked for, or chosen; more than a chunk where it is a unit of read-ahead.
+    pub fn unit(&self) -> usize {
+        match self.group.load(Ordering::Relaxed) as usize {
+            0 | 1 => self.chunk_bytes(),
+            group => group * crate::os::vm::HUGE,
+        }
     }
 
     /// Which class of bays its frames come from.

@@ -27,16 +27,12 @@ enum Taken {
     Again,
 }
 
-/// Makes the second region. The caller has committed its size.
+/// Makes the second region. The caller has committed what it is granted.
 pub fn make(pager: &'static Pager, source: &Region, tag: u8, pooled: bool) -> Result<NonNull<u8>, Error> {
-    let unit = match source.group.load(Relaxed) as usize {
-        0 | 1 => source.chunk_bytes(),
-        group => group * crate::os::vm::HUGE,
-    };
     let request = Request {
         size: source.size.load(Relaxed),
         align: crate::os::vm::HUGE,
-        chunk_size: unit,
+        chunk_size: source.unit(),
         swappable: source.swappable.load(Relaxed),
         element: source.element(),
         tolerance: f64::from_bits(source.tolerance.load(Relaxed)),
@@ -46,6 +42,7 @@ pub fn make(pager: &'static Pager, source: &Region, tag: u8, pooled: bool) -> Re
     let start = lifecycle::create(pager, &request)?;
     let target = region_index(start.as_ptr() as usize).and_then(|i| Some((i, pager.regions.region(i)?)));
     let Some((index, target)) = target else { return Err(fail!(Internal, "a new region is not in the page map")) };
+    target.fitted.store(source.fitted.load(Relaxed), Relaxed);
     let pass = pager.gate.enter();
     lossy::seal(target); // until it is known what its contents have lost
     drop(pass);
