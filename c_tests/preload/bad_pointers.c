@@ -1,5 +1,5 @@
 /* What is no block is reported in one line, then the process aborts: pointers into the stack, into static data, into the middle of
-   a block, to nothing, and a block that was freed already. Blocks of another allocator go on to it. */
+   a block, to nothing, and a block that was freed already, one of few or of many. Blocks of another allocator go on to it. */
 #include "check.h"
 #include <signal.h>
 #include <sys/mman.h>
@@ -7,7 +7,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-static char static_data[100], *block;
+enum { MANY = 200000 };
+static char static_data[100], *block, *many[MANY];
 static int initialised = 7;
 extern void *__libc_malloc(size_t size); /* libc's own, past the preload */
 
@@ -26,6 +27,21 @@ static void twice(void) { void *volatile p = block; free(p); free(p); }
 static void large_twice(void) { void *volatile p = malloc(40 << 20); free(p); free(p); }
 static void realloc_interior(void) { void *volatile p = block + 16; block = realloc(p, 100); }
 static void realloc_freed(void) { void *volatile p = block; free(p); block = realloc(p, 100); }
+
+/* In a large heap: the block is not looked at at once, but before the process ends. */
+static void one_of_many_twice(void) { void *volatile p = many[1000]; free(p); free(p); }
+static void one_of_many_again(void) {
+  void *volatile p = many[1000];
+  free(p);
+  for (int i = 2000; i < 2100; i++) free(many[i]);
+  free(p);
+}
+static void one_of_many_and_exit(void) { one_of_many_again(); exit(0); }
+static void one_of_many_and_more(void) {
+  one_of_many_again();
+  for (int i = 3000; i < 3100; i++) free(many[i]);
+  sleep(60);
+}
 
 static void aborts(const char *name, void (*bad)(void), const char *word) {
   char text[1024] = "";
@@ -60,6 +76,12 @@ int main(void) {
   aborts("large twice", large_twice, "free: ");
   aborts("realloc interior", realloc_interior, "realloc: ");
   aborts("realloc freed", realloc_freed, "realloc: ");
+  for (int i = 0; i < MANY; i++) many[i] = malloc(48);
+  aborts("one of many, twice", one_of_many_twice, "freed already");
+  aborts("one of many, again", one_of_many_again, "freed already");
+  aborts("one of many, and exit", one_of_many_and_exit, "freed already");
+  aborts("one of many, and more", one_of_many_and_more, "freed already");
+  for (int i = 0; i < MANY; i++) free(many[i]);
   /* libc's own blocks are foreign, and go where they came from */
   for (int i = 0; i < 1000; i++) free(__libc_malloc((size_t)i * 300));
   char *foreign = __libc_malloc(100);

@@ -26,6 +26,7 @@ extern "C" fn start() {
 
 /// Called when the program ends by exit(3) or by returning from main.
 extern "C" fn end() {
+    qmem::heap::verify();
     qmem::system::status::publish_last();
 }
 

@@ -8,9 +8,9 @@
 use super::block::Block;
 use super::classes::{Class, MAX_RUN, MAX_SMALL, SLICE};
 use super::local::{CHECKS, Heap, RECORD, SMALL, bin_of, offset};
-use super::refill;
 use super::span::{self, Kind, PLAIN_TAG, Place};
 use super::thread;
+use super::{aside, refill};
 use super::{large, runs};
 use crate::ds::page_map::{self, Tag};
 use core::ptr::{NonNull, null_mut};
@@ -227,8 +227,12 @@ pub unsafe fn free_or(ptr: *mut u8, slow: impl FnOnce(*mut u8)) {
     unsafe {
         if offset < (*heap).limit.get() {
             let slice = offset / SLICE;
-            if starts_block(heap, slice, ptr) && !seems_marked(heap, ptr) {
-                return give_back(heap, slice, ptr);
+            if starts_block(heap, slice, ptr) {
+                if !seems_marked(heap, ptr) {
+                    return give_back(heap, slice, ptr);
+                }
+            } else if is_put_aside(heap, slice, ptr) {
+                return aside::put(heap, ptr.cast());
             }
         }
     }
@@ -256,8 +260,46 @@ unsafe fn give_back(heap: *const Heap, slice: usize, ptr: *mut u8) {
     }
 }
 
-/// Frees what [`free_or`] left of the calling thread's heap and nobody watches: a run, or a block that looked as if it were free
-/// already and is not. False, and nothing happens, if `ptr` is neither.
+/// Puts a plain block that was put aside into its slice's list. False, and nothing happens: it is free already.
+///
+/// # Safety
+/// The caller owns the heap; a plain block of it started there, which nobody uses since.
+pub unsafe fn give_back_unless_free(heap: &Heap, block: *mut Block) -> bool {
+    let slice = offset(heap, block as usize) / SLICE;
+    // SAFETY: the caller's promise: the slice is below the limit.
+    unsafe {
+        // The slice of a block that was freed twice may be another span's by now, or none's: then it does not start there, or is marked.
+        let starts = is_put_aside(heap, slice, block.cast())
+            || matches!(heap.span(slice as u32).what(), Some((Kind::Plain, class)) if class.shape().starts_at(block as usize % SLICE));
+        let live = starts && (*block).mark != heap.mark();
+        if live {
+            give_back(heap, slice, block.cast());
+        }
+        live
+    }
+}
+
+/// Does a plain block start here whose slice `free` puts aside?
+///
+/// # Safety
+/// The slice is below the heap's limit.
+#[inline(always)]
+unsafe fn is_put_aside(heap: *const Heap, slice: usize, ptr: *mut u8) -> bool {
+    // SAFETY: the caller's promise.
+    let magic = unsafe { (*heap).aside_magic(slice) }.load(Relaxed);
+    let mut offset = u32::from(ptr as usize as u16);
+    // The compiler would keep the product's factor from the first question for this one, which takes an instruction and a register.
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: calculates.
+    unsafe {
+        core::arch::asm!("movzx {offset:e}, {ptr:x}", offset = out(reg) offset, ptr = in(reg) ptr, options(nomem, nostack, pure, preserves_flags));
+    }
+    offset = offset.wrapping_mul(magic);
+    offset < magic
+}
+
+/// Frees what [`free_or`] left of the calling thread's heap and nobody watches: a block that is put aside, a run, or a block that
+/// looked as if it were free already and is not. False, and nothing happens, if `ptr` is neither.
 ///
 /// # Safety
 /// As for [`free_or`].
@@ -271,6 +313,10 @@ pub unsafe fn free_own(ptr: *mut u8) -> bool {
             return false;
         }
         let slice = offset / SLICE;
+        if is_put_aside(heap, slice, ptr) {
+            aside::put(heap, ptr.cast());
+            return true;
+        }
         if offset.is_multiple_of(SLICE) && (*heap).span(slice as u32).end_run() {
             runs::put(&*heap, slice as u32, ptr.cast());
             return true;
@@ -291,7 +337,8 @@ pub fn usable_own(address: usize) -> Option<usize> {
     // SAFETY: the heap is the thread's own; slices below the limit have entries.
     let (_, class) = unsafe {
         let slice = offset / SLICE;
-        let known = offset < heap.limit.get() && starts_block(heap, slice, address as *mut u8);
+        let block = address as *mut u8;
+        let known = offset < heap.limit.get() && (starts_block(heap, slice, block) || is_put_aside(heap, slice, block));
         known.then(|| heap.span(slice as u32).what()).flatten()?
     };
     Some(class.shape().size as usize)
@@ -312,7 +359,7 @@ pub unsafe fn resize_own(ptr: *mut u8, size: usize) -> *mut u8 {
     // SAFETY: the heap is the thread's own and the slice below its limit; the caller gives the block up.
     unsafe {
         let span = heap.span(slice);
-        if !starts_block(heap, slice as usize, ptr) {
+        if !starts_block(heap, slice as usize, ptr) && !is_put_aside(heap, slice as usize, ptr) {
             let grown = offset.is_multiple_of(SLICE) && size > MAX_SMALL && size <= MAX_RUN && span.is_plain_run();
             if grown && runs::resize(heap, slice, size) {
                 span.size.store(size, Relaxed);
@@ -334,7 +381,10 @@ pub unsafe fn resize_own(ptr: *mut u8, size: usize) -> *mut u8 {
         if !new.is_null() {
             new.copy_from_nonoverlapping(ptr, usable.min(size));
             free_or(ptr, |ptr| {
-                super::free(ptr); // somebody began to watch meanwhile
+                // Not where somebody began to watch meanwhile.
+                if !free_own(ptr) {
+                    super::free(ptr);
+                }
             });
         }
         new

@@ -2,6 +2,7 @@
 //! that have an entry per slice; its slices follow, in units of 2 MiB that are mapped as they are needed. So "is it mine, and which
 //! slice" is one subtraction, one comparison and one shift. Called by the rest of the heap; knows the places, not what is done.
 
+use super::aside::Aside;
 use super::atomics::AtomicUsize;
 use super::block::Block;
 use super::classes::{COUNT, Class, RUNS, SLICE};
@@ -27,12 +28,14 @@ pub const NARROW: usize = SLICES_AT_FIRST * SLICE;
 /// Offset of the record: its address, and so the mark of free blocks, has in its second byte what few data have. That byte alone is
 /// what `free` reads of a block first: a whole word would have to wait for the parts of it that the program has just written.
 pub const RECORD: usize = 0xa700;
-/// Offsets of the arrays from the window's start: list heads, checks, spans, units.
+/// Offsets of the arrays from the window's start: list heads, checks, magics of what is put aside, spans, units.
 pub const HEADS: usize = SLICE;
 /// See [`HEADS`].
 pub const CHECKS: usize = HEADS + SLICES * size_of::<*mut Block>();
 /// See [`HEADS`].
-pub const SPANS: usize = CHECKS + SLICES * size_of::<Check>();
+pub const ASIDES: usize = CHECKS + SLICES * size_of::<Check>();
+/// See [`HEADS`].
+pub const SPANS: usize = ASIDES + SLICES * size_of::<AtomicU32>();
 /// See [`HEADS`].
 pub const UNITS: usize = SPANS + SLICES * size_of::<Span>();
 /// Slices of a unit.
@@ -118,12 +121,16 @@ pub struct Heap {
     lists: [[List; COUNT]; 2],
     /// Free address space.
     pub slices: Slices,
+    /// Slices in spans of blocks.
+    pub spans: Cell<usize>,
     /// Visits until the clock is looked at.
     pub until_look: Cell<u32>,
     /// Bytes charged ahead for the next slices.
     pub prepaid: Cell<usize>,
     /// When idle memory was last looked for, in milliseconds.
     pub looked: Cell<u64>,
+    /// Freed blocks that were not looked at yet.
+    pub aside: Aside,
     /// Which heap it is, from 0.
     pub number: Cell<u32>,
     /// Memory node that it was last used on, while nobody runs it.
@@ -207,9 +214,11 @@ impl Heap {
             kept_large: UnsafeCell::new([Kept::NONE; config::HEAP_KEPT_LARGE]),
             lists: [const { [const { List::none() }; COUNT] }; 2],
             slices: Slices::none(),
+            spans: Cell::new(0),
             until_look: Cell::new(0),
             prepaid: Cell::new(0),
             looked: Cell::new(0),
+            aside: Aside::new(),
             number: Cell::new(0),
             node: Cell::new(0),
             next_idle: Cell::new(null()),
@@ -265,6 +274,16 @@ impl Heap {
     pub unsafe fn check(&self, slice: usize) -> &'static Check {
         // SAFETY: entries of slices below the limit are mapped for ever, and zero is valid.
         unsafe { &*((self.window() + CHECKS + slice * size_of::<Check>()) as *const Check) }
+    }
+
+    /// The class's magic where `free` puts plain blocks aside before it looks at them; else 0.
+    ///
+    /// # Safety
+    /// The slice is below `limit`.
+    #[inline(always)]
+    pub unsafe fn aside_magic(&self, slice: usize) -> &'static AtomicU32 {
+        // SAFETY: as for checks.
+        unsafe { &*((self.window() + ASIDES + slice * size_of::<AtomicU32>()) as *const AtomicU32) }
     }
 
     /// What is known of a slice.

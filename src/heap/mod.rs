@@ -2,8 +2,8 @@
 //!
 //! Each thread has a heap (`local.rs`) in a window of address space of its own (`window.rs`), cut into slices of 64 KiB
 //! (`slices.rs`). Blocks up to 32 KiB come in classes (`classes.rs`), a slice for each; up to 1 MiB in runs of slices (`runs.rs`);
-//! larger ones are mapped on their own (`large.rs`). `fast.rs` is what every block takes, `refill.rs` what stands behind it; what
-//! others free comes back in lists through an inbox (`outbox.rs`, `remote.rs`, `thread.rs`).
+//! larger ones are mapped on their own (`large.rs`). `fast.rs` is what every block takes (`aside.rs`: where it is cold), `refill.rs` what
+//! stands behind it; what others free comes back in lists through an inbox (`outbox.rs`, `remote.rs`, `thread.rs`).
 //! Plain blocks (`malloc`) carry nothing; described ones (`allocate`) have their tag and size beside them (`span.rs`), so that
 //! they can be enumerated and a stale pointer is never believed.
 //! Never allocates elsewhere, never panics; a corrupt heap ends the process (`corrupt.rs`).
@@ -12,6 +12,7 @@
 mod atomics {
     pub use core::sync::atomic::{AtomicUsize, Ordering};
 }
+mod aside;
 mod block;
 mod classes;
 mod corrupt;
@@ -412,6 +413,9 @@ pub fn find(ptr: *const u8) -> Lookup {
     let address = ptr as usize;
     let entry = page_map::get(address);
     match entry.and_then(|entry| place_in(entry, address)) {
+        Some(Found::Small(place)) if thread::own().is_some_and(|heap| heap.aside.has(place.start)) => {
+            Lookup::Freed { start: place.start as *mut u8 }
+        }
         Some(Found::Small(place)) => match place.state() {
             Some(State::Live(tag, size)) => {
                 let block = Block { start: place.start as *mut u8, size, usable: place.usable, tag };
@@ -464,6 +468,13 @@ pub fn for_each_live(tag: u8, f: &mut dyn FnMut(Block)) {
             f(place.block());
         }
     });
+}
+
+/// The program ends: reports what the calling thread freed twice a moment ago. Allocates nothing and changes nothing.
+pub fn verify() {
+    if let Some(heap) = thread::own() {
+        aside::verify(heap);
+    }
 }
 
 /// Gives back to the kernel what the calling thread and ended threads keep for reuse.

@@ -2,12 +2,12 @@
 //! blocks go that cannot simply be put into their slice's list. Called by the heap's owner alone.
 
 use super::block::{Block, Messages};
-use super::classes::{COUNT, Class, GOOD};
+use super::classes::{COUNT, Class, GOOD, SLICE};
 use super::local::{Bin, Check, Heap, List, SMALL, offset};
 use super::remote::{END, Links};
 use super::slices::For;
 use super::span::{Kind, Span, Stand};
-use super::{corrupt, large, runs};
+use super::{aside, corrupt, large, runs};
 use crate::config;
 use crate::os::clock;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
@@ -25,6 +25,9 @@ const LEFT: u32 = 4;
 const ENOUGH: u32 = 8;
 /// How much more than its blocks the count of a class's current slice says, so that it does not reach 0: it stays.
 const HELD: u32 = 1;
+/// Of a heap with so many bytes in spans of blocks, those of slices other than their class's current one have probably left the nearer caches
+/// when they are freed: `free` puts them aside. (Those of more than [`SMALL`] bytes are few for what they hold.)
+const COLD: usize = 4 << 20;
 /// Visits between two looks at the clock.
 const LOOK_EVERY: u32 = 7;
 
@@ -39,7 +42,7 @@ pub unsafe fn fill(heap: &Heap, bin: *mut *mut Block, class: Class) -> *mut Bloc
     let own = bit_of(bin);
     let bins = list.bins.replace(list.bins.get() | own);
     // SAFETY: the caller's promise.
-    if bins & !own != 0 && unsafe { borrow(heap, bin, class, list) } {
+    if bins & !own != 0 && unsafe { !lies_ready(heap, list) && borrow(heap, bin, class, list) } {
         // SAFETY: as above.
         return unsafe { heap.pop(bin) }.unwrap_or(core::ptr::null_mut());
     }
@@ -75,6 +78,16 @@ pub unsafe fn fill(heap: &Heap, bin: *mut *mut Block, class: Class) -> *mut Bloc
     }
     // SAFETY: as above.
     unsafe { heap.pop(bin) }.unwrap_or(core::ptr::null_mut())
+}
+
+/// Has the class's current slice enough free blocks?
+///
+/// # Safety
+/// The caller owns the heap, whose list it is.
+unsafe fn lies_ready(heap: &Heap, list: &List) -> bool {
+    let slice = list.current.get();
+    // SAFETY: a slice of the heap, which the caller owns.
+    slice != 0 && unsafe { heap.span(slice).carved.load(Relaxed) + HELD - heap.check(slice as usize).out.get() >= ENOUGH }
 }
 
 /// A bin's bit among those of its class, which lie side by side.
@@ -142,6 +155,12 @@ fn exhausted(heap: &Heap, list: &List, slice: u32) {
     span.wake.set(wake);
     check.out.set(wake);
     list.current.set(0);
+    if heap.spans.get() >= COLD / SLICE
+        && let Some((Kind::Plain, class)) = span.what()
+        && class.shape().size as usize <= SMALL
+    {
+        open_to_free(heap, slice, class, true);
+    }
 }
 
 /// Takes one block from the class's current slice. Null: no memory. True: it is zero but for 16 bytes.
@@ -223,32 +242,46 @@ fn next(heap: &Heap, class: Class, described: bool) -> u32 {
     } else {
         let Some(taken) = heap.take_slices(1, For::Blocks) else { return 0 };
         slice = taken.slice;
+        heap.spans.set(heap.spans.get() + 1);
         // SAFETY: the slice was just taken; the caller owns the heap.
         unsafe {
             heap.span(slice).carve(heap.start_of(slice), class, described, taken.zero);
             *heap.head(slice as usize) = heap.end();
             heap.check(slice as usize).out.set(0);
         }
-        open_to_free(heap, slice, class, described);
     }
     // SAFETY: a slice of the heap.
     let (check, span) = unsafe { (heap.check(slice as usize), heap.span(slice)) };
+    if !described && (check.magic.load(Relaxed) == 0) {
+        open_to_free(heap, slice, class, false);
+    }
     span.stand.set(Stand::Current);
     check.out.set(check.out.get() + HELD);
     list.current.set(slice);
     slice
 }
 
-/// `free` may put plain blocks into the slice's list from now on.
-fn open_to_free(heap: &Heap, slice: u32, class: Class, described: bool) {
-    if !described {
-        // SAFETY: a slice of the heap, which the caller owns.
-        let (check, span) = unsafe { (heap.check(slice as usize), heap.span(slice)) };
-        check.magic.store(class.shape().magic, Relaxed);
+/// `free` may put the slice's plain blocks into its list from now on, or aside.
+fn open_to_free(heap: &Heap, slice: u32, class: Class, aside: bool) {
+    // SAFETY: a slice of the heap, which the caller owns.
+    unsafe {
+        let (check, magic) = (heap.check(slice as usize), class.shape().magic);
+        check.magic.store(if aside { 0 } else { magic }, Relaxed);
+        heap.aside_magic(slice as usize).store(if aside { magic } else { 0 }, Relaxed);
         fence(SeqCst); // either this sees the watch or the watch closes what was opened
-        if span.watched.load(Relaxed) {
-            check.magic.store(0, Relaxed);
+        if heap.span(slice).watched.load(Relaxed) {
+            close_to_free(heap, slice);
         }
+    }
+}
+
+/// # Safety
+/// A slice of the heap.
+unsafe fn close_to_free(heap: &Heap, slice: u32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        heap.check(slice as usize).magic.store(0, Relaxed);
+        heap.aside_magic(slice as usize).store(0, Relaxed);
     }
 }
 
@@ -338,9 +371,10 @@ fn emptied(heap: &Heap, slice: u32) {
 fn give_up(heap: &Heap, slice: u32) {
     // SAFETY: a slice of the heap, which the caller owns.
     unsafe {
-        heap.check(slice as usize).magic.store(0, Relaxed);
+        close_to_free(heap, slice);
         heap.span(slice).dissolve();
     }
+    heap.spans.set(heap.spans.get() - 1);
     heap.release_slices(slice, 1);
 }
 
@@ -428,6 +462,7 @@ fn look(heap: &Heap) {
     let now = clock::coarse_milliseconds();
     if now.wrapping_sub(heap.looked.get()) >= config::HEAP_IDLE.get() as u64 {
         heap.looked.set(now);
+        aside::settle(heap);
         runs::drop_kept(heap);
         large::drop_kept(heap, false);
         heap.drop_idle();

@@ -230,7 +230,10 @@ impl Place {
         self.span.watched.store(true, Ordering::Relaxed);
         core::sync::atomic::fence(Ordering::SeqCst); // as in `refill::open_to_free`
         // SAFETY: the page map led here, so the slice is of a mapped unit.
-        unsafe { self.heap.check(self.slice as usize) }.magic.store(0, Ordering::Relaxed);
+        unsafe {
+            self.heap.check(self.slice as usize).magic.store(0, Ordering::Relaxed);
+            self.heap.aside_magic(self.slice as usize).store(0, Ordering::Relaxed);
+        }
     }
 
     /// Stores another requested size for a live block; at most the block's own.

@@ -211,7 +211,7 @@ fn start(heap: &'static Heap) -> bool {
 /// Under the depot's lock.
 fn new_heap(depot: &mut Depot) -> Option<&'static Heap> {
     // The record, and a page of each array.
-    let bytes = HEAPS.growth() + 6 * vm::PAGE;
+    let bytes = HEAPS.growth() + 7 * vm::PAGE;
     if !account::try_charge(Holder::Tables, bytes) {
         return None;
     }
@@ -237,9 +237,9 @@ fn end(heap: *mut ()) {
 
 /// Gives up the thread's heap; `again`: the next thread may have it.
 fn leave(heap: &'static Heap, again: bool) {
-    RUNNING.fetch_sub(1, Ordering::Relaxed);
     // SAFETY: the calling thread ran the heap.
     unsafe { (*heap.outbox.get()).flush(&mut relieve) };
+    super::aside::settle(heap);
     // Counted first: of thousands that end at the same time only the first few keep anything.
     if IDLE.fetch_add(1, Ordering::Relaxed) < config::HEAP_IDLE_HEAPS {
         refill::settle(heap);
@@ -254,6 +254,7 @@ fn leave(heap: &'static Heap, again: bool) {
     } else {
         IDLE.fetch_sub(1, Ordering::Relaxed);
     }
+    RUNNING.fetch_sub(1, Ordering::Release); // what it gave back is given back
 }
 
 /// Leaves a heap whose window is full for a new one. False: it is not, or there is none.
@@ -296,6 +297,7 @@ pub fn trim() {
         // SAFETY: the thread's own heap.
         unsafe { (*heap.outbox.get()).flush(&mut relieve) };
         refill::collect(heap, heap.inbox.0.take());
+        super::aside::settle(heap);
         refill::trim(heap);
     }
     let _depot = DEPOT.lock();

@@ -47,8 +47,10 @@ fn the_budget_is_charged_before_and_uncharged_after() {
 fn what_is_charged_covers_what_is_resident() {
     let _guard = alone();
     let resident = || {
-        let text = std::fs::read_to_string("/proc/self/statm").unwrap();
-        text.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+        // Without the program's own pages, which come as they are needed.
+        let text = std::fs::read_to_string("/proc/self/status").unwrap();
+        let anonymous = text.lines().find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix(" kB"));
+        anonymous.unwrap().parse::<usize>().unwrap() << 10
     };
     heap::trim();
     let (before, charged) = (resident(), account::resident());
