@@ -287,15 +287,23 @@ pub unsafe fn give_back_unless_free(heap: &Heap, block: *mut Block) -> bool {
 unsafe fn is_put_aside(heap: *const Heap, slice: usize, ptr: *mut u8) -> bool {
     // SAFETY: the caller's promise.
     let magic = unsafe { (*heap).aside_magic(slice) }.load(Relaxed);
-    let mut offset = u32::from(ptr as usize as u16);
-    // The compiler would keep the product's factor from the first question for this one, which takes an instruction and a register.
+    let offset: u32;
+    // The compiler would keep a factor of the first question for this one, which takes an instruction and a register there.
     #[cfg(target_arch = "x86_64")]
     // SAFETY: calculates.
     unsafe {
-        core::arch::asm!("movzx {offset:e}, {ptr:x}", offset = out(reg) offset, ptr = in(reg) ptr, options(nomem, nostack, pure, preserves_flags));
+        core::arch::asm!(
+            "movzx {offset:e}, {ptr:x}",
+            offset = out(reg) offset,
+            ptr = in(reg) ptr as usize,
+            options(nomem, nostack, pure, preserves_flags),
+        );
     }
-    offset = offset.wrapping_mul(magic);
-    offset < magic
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        offset = u32::from(ptr as usize as u16);
+    }
+    offset.wrapping_mul(magic) < magic
 }
 
 /// Frees what [`free_or`] left of the calling thread's heap and nobody watches: a block that is put aside, a run, or a block that
