@@ -361,9 +361,32 @@ fn emptied(heap: &Heap, slice: u32) {
     // SAFETY: a slice of the heap, which the caller owns.
     let span = unsafe { heap.span(slice) };
     if let (Stand::Waiting, Some((kind, class))) = (span.stand.get(), span.what()) {
-        unlink(heap, slice, class, kind == Kind::Described);
-        give_up(heap, slice);
+        let described = kind == Kind::Described;
+        let list = heap.list(class, described);
+        // Of large blocks, few of which are a slice, the last slice that waits stays for a while: it would be made anew all the time.
+        if class.shape().size as usize <= SMALL || list.first.get() != list.last.get() {
+            unlink(heap, slice, class, described);
+            give_up(heap, slice);
+        }
         look_around(heap);
+    }
+}
+
+/// Gives up the slices that wait although nobody has a block of them.
+fn drop_waiting(heap: &Heap) {
+    for class in (0..COUNT as u8).filter_map(Class::from_number).filter(|class| class.shape().size as usize > SMALL) {
+        for described in [false, true] {
+            let mut slice = heap.list(class, described).first.get();
+            while slice != 0 {
+                // SAFETY: slices of the heap, which the caller owns.
+                let (out, next) = unsafe { (heap.check(slice as usize).out.get(), heap.span(slice).next.get()) };
+                if out == 0 {
+                    unlink(heap, slice, class, described);
+                    give_up(heap, slice);
+                }
+                slice = next;
+            }
+        }
     }
 }
 
@@ -433,6 +456,7 @@ pub fn trim(heap: &Heap) {
             }
         }
     }
+    drop_waiting(heap);
     runs::drop_kept(heap);
     large::drop_kept(heap, true);
     heap.drop_dirty(0, true);
@@ -441,6 +465,7 @@ pub fn trim(heap: &Heap) {
 
 /// A thread leaves the heap: what it keeps beyond a little goes, so that idle heaps hold next to nothing.
 pub fn settle(heap: &Heap) {
+    drop_waiting(heap);
     runs::drop_kept(heap);
     large::drop_kept(heap, true);
     heap.drop_dirty(config::HEAP_IDLE_SLICES, false);
@@ -463,6 +488,7 @@ fn look(heap: &Heap) {
     if now.wrapping_sub(heap.looked.get()) >= config::HEAP_IDLE.get() as u64 {
         heap.looked.set(now);
         aside::settle(heap);
+        drop_waiting(heap);
         runs::drop_kept(heap);
         large::drop_kept(heap, false);
         heap.drop_idle();
