@@ -11,7 +11,7 @@ use core::cell::Cell;
 use core::ptr::null_mut;
 
 /// Blocks that are put aside at most: more than there is memory on its way at a time.
-const MOST: usize = 16;
+const MOST: usize = 32;
 
 /// The blocks, oldest first. All zero: none.
 pub struct Aside {
