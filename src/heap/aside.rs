@@ -1,7 +1,8 @@
 //! Freed blocks that were not looked at yet. Whether a block is free already stands in the block itself, and whoever reads there waits
 //! for memory where the block was not used for long; writes nobody waits for. So where that is likely, `free` asks for the block's
 //! line and puts the block aside; a few frees later the line is there, and all of them are looked at and go to their slices' lists.
-//! A block that is freed twice is found then, or when the program ends. Called by `fast.rs` and `refill.rs`, by the heap's owner alone.
+//! A block that is freed twice is found then, or when the program ends. Called by the rest of the
+//! heap, by its owner alone; gives nothing out and knows no classes.
 
 use super::block::Block;
 use super::corrupt;
@@ -12,6 +13,9 @@ use core::ptr::null_mut;
 
 /// Blocks that are put aside at most: more than there is memory on its way at a time.
 const MOST: usize = 32;
+
+/// What is reported.
+const TWICE: &str = "a block was freed that was freed already,";
 
 /// The blocks, oldest first. All zero: none.
 pub struct Aside {
@@ -33,7 +37,7 @@ impl Aside {
 
 /// Asks for the line of a block that will be written to soon.
 #[inline(always)]
-pub fn ask_for(block: *mut Block) {
+fn ask_for(block: *mut Block) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a hint, at whatever address.
     unsafe {
@@ -75,7 +79,7 @@ pub fn settle(heap: &Heap) {
         let block = place.get();
         // SAFETY: a block of the heap started there when it was put aside; the caller owns the heap.
         if !unsafe { fast::give_back_unless_free(heap, block) } {
-            corrupt::report("a block was freed that was freed already,", block as usize);
+            corrupt::report(TWICE, block as usize);
         }
     }
 }
@@ -86,7 +90,7 @@ pub fn verify(heap: &Heap) {
     for (i, block) in blocks().enumerate() {
         // SAFETY: units stay mapped for ever.
         if unsafe { (*block).mark } == heap.mark() || blocks().take(i).any(|other| other == block) {
-            corrupt::report("a block was freed that was freed already,", block as usize);
+            corrupt::report(TWICE, block as usize);
         }
     }
 }

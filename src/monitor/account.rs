@@ -198,7 +198,7 @@ pub fn commit(bytes: usize) -> Result<(), Error> {
     commit_for(bytes, bytes)
 }
 
-/// Grants `bytes` of frames by the commit rule, for a buffer of `size` bytes.
+/// Grants `bytes` more of frames by the commit rule, for a buffer of `size` bytes.
 pub fn commit_for(size: usize, bytes: usize) -> Result<(), Error> {
     let limit = limit();
     let bets = BETS.load(Relaxed);
@@ -214,7 +214,7 @@ pub fn commit_for(size: usize, bytes: usize) -> Result<(), Error> {
         Ok(()) => Ok(()),
         Err(now) => Err(fail!(
             OutOfMemory,
-            "{size} bytes refused, which take {bytes} in whole chunks: {now} are granted already and the budget of {} plus {} of swap space is all there is; raise max_memory, enable swapping, or give QMEM_SWAP_DIR a larger disk",
+            "{size} bytes refused: they need {bytes} more in whole chunks, {now} are granted already, and the budget of {} plus {} of swap space is all there is; raise max_memory, enable swapping, or give QMEM_SWAP_DIR a larger disk",
             budget(),
             swap()
         )),
