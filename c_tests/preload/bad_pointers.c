@@ -7,7 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { MANY = 200000 };
+enum { MANY = 200000, LATE = 150000 /* of a slice that was full when the heap was large */ };
 static char static_data[100], *block, *many[MANY];
 static int initialised = 7;
 extern void *__libc_malloc(size_t size); /* libc's own, past the preload */
@@ -29,17 +29,17 @@ static void realloc_interior(void) { void *volatile p = block + 16; block = real
 static void realloc_freed(void) { void *volatile p = block; free(p); block = realloc(p, 100); }
 
 /* In a large heap: the block is not looked at at once, but before the process ends. */
-static void one_of_many_twice(void) { void *volatile p = many[1000]; free(p); free(p); }
+static void one_of_many_twice(void) { void *volatile p = many[LATE]; free(p); free(p); }
 static void one_of_many_again(void) {
-  void *volatile p = many[1000];
+  void *volatile p = many[LATE];
   free(p);
-  for (int i = 2000; i < 2100; i++) free(many[i]);
+  for (int i = 1000; i < 1100; i++) free(many[LATE + i]);
   free(p);
 }
 static void one_of_many_and_exit(void) { one_of_many_again(); exit(0); }
 static void one_of_many_and_more(void) {
   one_of_many_again();
-  for (int i = 3000; i < 3100; i++) free(many[i]);
+  for (int i = 2000; i < 2100; i++) free(many[LATE + i]);
   sleep(60);
 }
 
