@@ -63,6 +63,10 @@ static void go_on(int hundredths) {
 
 /* A number in KiB that the settings decide. */
 static int child(const char *what) {
+  if (strcmp(what, "large") == 0) {
+    memset(blocks[0] = (char *)malloc(33 << 20), 1, 33 << 20);
+    return printf("%ld\n", kib("/proc/self/smaps", "AnonHugePages:")) < 0;
+  }
   fill();
   if (strcmp(what, "huge") == 0)
     return printf("%ld\n", kib("/proc/self/smaps", "AnonHugePages:")) < 0;
@@ -106,6 +110,8 @@ int main(int argc, char **argv) {
   if (in != NULL && fgets(thp, sizeof thp, in) && strstr(thp, "[madvise]")) {
     CHECK(with("QMEM_HEAP_HUGE=1M", "huge") > half);
     CHECK(with("QMEM_HEAP_HUGE=1G", "huge") == 0);
+    CHECK(with("QMEM_HEAP_HUGE=1G", "large") == 32 << 10);
+    CHECK(with("QMEM_HEAP_HUGE_LARGE=1G", "large") == 0);
   }
   if (in != NULL)
     fclose(in);

@@ -72,7 +72,17 @@ pub fn malloc(size: usize) -> *mut u8 {
 /// [`malloc`] where the thread has no such block at hand.
 #[inline(never)]
 fn malloc_slow(size: usize) -> *mut u8 {
+    if heap::is_small(size) {
+        return malloc_small(size);
+    }
     let block = ready(size);
+    if block.is_null() { malloc_at_length(size) } else { block }
+}
+
+/// [`malloc`] where the bin of the size is empty.
+#[inline(never)]
+fn malloc_small(size: usize) -> *mut u8 {
+    let block = heap::refilled(size);
     if block.is_null() { malloc_at_length(size) } else { block }
 }
 

@@ -1,6 +1,7 @@
 //! Freed blocks that were not looked at yet. Whether a block is free already stands in the block itself, and whoever reads there waits
 //! for memory where the block was not used for long; writes nobody waits for. So where that is likely, `free` asks for the block's
 //! line and puts the block aside; a few frees later the line is there, and all of them are looked at and go to their slices' lists.
+//! Whether it is likely is measured: now and then by the time that a block's first word takes to come.
 //! A block that is freed twice is found then, or when the program ends. Called by the rest of the
 //! heap, by its owner alone; gives nothing out and knows no classes.
 
@@ -8,6 +9,7 @@ use super::block::Block;
 use super::corrupt;
 use super::fast;
 use super::local::Heap;
+use super::thread;
 use core::cell::Cell;
 use core::ptr::null_mut;
 
@@ -17,16 +19,66 @@ const MOST: usize = 32;
 /// What is reported.
 const TWICE: &str = "a block was freed that was freed already,";
 
+/// One slice in so many is put aside from where blocks are not cold, to see whether that is still so.
+const PROBE: u32 = 16;
+/// Of so many batches one has a block that is looked at, where blocks are cold.
+const LOOK_EVERY: u32 = 16;
+/// How much a block that was cold counts, and one that was not counts against it.
+const COLD_COUNTS: i32 = 8;
+/// What is counted at most.
+const COUNTED: i32 = 64;
+/// From so much on, blocks are expected to be cold.
+const EXPECTED: i32 = 16;
+/// Ticks of the processor's clock by which a cold block's load takes longer than the same load again: more than from the second cache.
+const TICKS: u64 = 40;
+
 /// The blocks, oldest first. All zero: none.
 pub struct Aside {
     count: Cell<usize>,
+    /// How cold the blocks were that were looked at.
+    cold: Cell<i32>,
+    /// Slices that were exhausted since one was a probe.
+    since: Cell<u32>,
+    /// How often all of them were settled.
+    batches: Cell<u32>,
+    /// The next block is looked at.
+    wanted: Cell<bool>,
     blocks: [Cell<*mut Block>; MOST],
 }
 
 impl Aside {
     /// None.
     pub const fn new() -> Self {
-        Self { count: Cell::new(0), blocks: [const { Cell::new(null_mut()) }; MOST] }
+        Self {
+            count: Cell::new(0),
+            cold: Cell::new(0),
+            since: Cell::new(0),
+            batches: Cell::new(0),
+            wanted: Cell::new(false),
+            blocks: [const { Cell::new(null_mut()) }; MOST],
+        }
+    }
+
+    /// Shall a slice's blocks be put aside: are blocks cold now when they are freed, or is it time to see whether they are?
+    pub fn expects_cold(&self) -> bool {
+        let since = self.since.get() + 1;
+        let probe = since >= PROBE;
+        self.since.set(if probe { 0 } else { since });
+        probe || self.cold.get() >= EXPECTED
+    }
+
+    /// All were settled: decides whether the next block is looked at. That takes a hundred cycles, in which nothing else is done.
+    fn count_batch(&self) {
+        let batches = self.batches.get().wrapping_add(1);
+        self.batches.set(batches);
+        self.wanted.set(self.cold.get() < EXPECTED || batches.is_multiple_of(LOOK_EVERY));
+    }
+
+    /// Counts whether this block's memory is far away.
+    fn look(&self, block: *mut Block) {
+        let far = load_ticks(block) > load_ticks(block) + TICKS;
+        let change = if far { COLD_COUNTS } else { -1 };
+        self.cold.set((self.cold.get() + change).clamp(0, COUNTED));
     }
 
     /// Is the block among them?
@@ -52,16 +104,41 @@ fn ask_for(block: *mut Block) {
     let _ = block;
 }
 
+/// How long the first word of a block takes to come.
+#[inline(always)]
+fn load_ticks(block: *mut Block) -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: reads a word of a block that the caller has.
+    unsafe {
+        use core::arch::x86_64::{_mm_lfence, _rdtsc};
+        _mm_lfence();
+        let start = _rdtsc();
+        _mm_lfence();
+        (&raw const (*block).mark).read_volatile();
+        _mm_lfence();
+        _rdtsc().wrapping_sub(start)
+    }
+    // Other clocks tick too slowly: a block counts as near.
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = block;
+        0
+    }
+}
+
 /// Puts a block aside that its user gave up.
 ///
 /// # Safety
 /// The caller owns the heap; a plain block of the heap starts there.
 #[inline(always)]
 pub unsafe fn put(heap: *const Heap, block: *mut Block) {
-    ask_for(block);
     // SAFETY: the caller's promise.
     let heap = unsafe { &*heap };
     let count = heap.aside.count.get();
+    if count == 0 && heap.aside.wanted.get() {
+        return look_and_put(block);
+    }
+    ask_for(block);
     // SAFETY: where it reaches MOST all are looked at, and there are none again.
     unsafe { heap.aside.blocks.get_unchecked(count) }.set(block);
     heap.aside.count.set(count + 1);
@@ -70,11 +147,25 @@ pub unsafe fn put(heap: *const Heap, block: *mut Block) {
     }
 }
 
+/// [`put`] of a block that is looked at. Finds the heap again, so that `free` need not keep it.
+#[cold]
+#[inline(never)]
+fn look_and_put(block: *mut Block) {
+    let heap = thread::heap();
+    // SAFETY: the thread's own heap; there is room for a block, as none is put aside.
+    unsafe {
+        (*heap).aside.look(block);
+        (*heap).aside.wanted.set(false);
+        put(heap, block);
+    }
+}
+
 /// Looks at all that were put aside, and puts them into their slices' lists.
 #[inline(never)]
 pub fn settle(heap: &Heap) {
     // What is done here may end here again, and has nothing to do then.
     let count = heap.aside.count.replace(0);
+    heap.aside.count_batch();
     for place in heap.aside.blocks.iter().take(count) {
         let block = place.get();
         // SAFETY: a block of the heap started there when it was put aside; the caller owns the heap.

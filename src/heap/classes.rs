@@ -1,11 +1,13 @@
 //! Size classes: which block sizes there are and how a slice of each is laid out, computed at compile time. Called by the rest of
-//! the heap; pure. Steps of 16 bytes up to 128, then eight per doubling: at most 1/8 of a block is waste beyond 128 bytes.
+//! the heap; pure. Steps of 16 bytes up to 1 KiB, then eight per doubling: at most 1/8 of a block is waste beyond 128 bytes.
 #![forbid(unsafe_code)]
 
 /// Unit of the heap's address space: one slice holds blocks of one class; a larger block is a run of slices.
 pub const SLICE: usize = 64 << 10;
 /// Number of classes.
-pub const COUNT: usize = 72;
+pub const COUNT: usize = SMALL / 16 + 8 * (MAX_SMALL / SMALL).ilog2() as usize;
+/// Largest block of a class that is one of 16-byte steps: the bins' sizes.
+pub const SMALL: usize = 1024;
 /// Largest block in a slice.
 pub const MAX_SMALL: usize = 32 << 10;
 /// Largest run; larger blocks are mapped on their own.
@@ -42,9 +44,9 @@ pub struct Shape {
 }
 
 /// Bytes of blocks in a bin that was filled, between the bounds of [`GOOD`].
-const GOOD_BYTES: usize = 8192;
+const GOOD_BYTES: usize = 4096;
 /// Blocks in a bin that was filled.
-pub const GOOD: core::ops::RangeInclusive<u32> = 24..=128;
+pub const GOOD: core::ops::RangeInclusive<u32> = 16..=128;
 
 /// One shape per class.
 #[allow(clippy::indexing_slicing)] // evaluated by the compiler: a wrong index does not build
@@ -58,14 +60,14 @@ static SHAPES: [Shape; COUNT] = {
     shapes
 };
 
-/// Classes of sizes above [`STEPS_FROM`], where all are multiples of this many bytes less one.
+/// Classes of sizes above [`SMALL`], where all are multiples of this many bytes less one.
 const STEP_BITS: u32 = 7;
-/// See [`STEP_BITS`].
-const STEPS_FROM: usize = 1024;
+/// Classes of 16-byte steps.
+const STEPS: usize = SMALL / 16;
 
 /// The classes by steps, so that finding one is a load.
 #[allow(clippy::indexing_slicing)] // as above
-static STEPS: [Class; MAX_SMALL >> STEP_BITS] = {
+static MEDIUM: [Class; MAX_SMALL >> STEP_BITS] = {
     let mut steps = [Class(0); MAX_SMALL >> STEP_BITS];
     let mut i = 0;
     while i < steps.len() {
@@ -76,11 +78,11 @@ static STEPS: [Class; MAX_SMALL >> STEP_BITS] = {
 };
 
 const fn size_of_class(class: usize) -> usize {
-    if class < 8 {
+    if class < STEPS {
         return (class + 1) * 16;
     }
-    let (group, step) = ((class - 8) / 8, (class - 8) % 8);
-    (128 << group) + ((step + 1) << (group + 4))
+    let (group, step) = ((class - STEPS) / 8, (class - STEPS) % 8);
+    (SMALL << group) + ((step + 1) << (group as u32 + STEP_BITS))
 }
 
 const fn shape(size: usize) -> Shape {
@@ -137,24 +139,25 @@ impl Class {
     #[inline]
     pub const fn of_size(size: usize) -> Self {
         let last = size - 1;
-        if size <= 128 {
+        if size <= SMALL {
             return Self((last >> 4) as u8);
         }
-        let group = (last.ilog2() - 7) as usize;
-        Self((8 + group * 8 + ((last >> (group + 4)) & 7)) as u8)
+        let group = last.ilog2() - SMALL.ilog2();
+        Self((STEPS as u32 + group * 8 + ((last >> (group + STEP_BITS)) as u32 & 7)) as u8)
     }
 
-    /// Bytes from the class below to this one.
-    #[inline]
-    pub fn step(self) -> usize {
-        if self.0 < 16 { 16 } else { 16 << ((self.0 - 8) / 8) }
+    /// [`of_size`](Self::of_size) for sizes up to 1024; 0 counts as 1.
+    #[inline(always)]
+    pub fn of_small(size: usize) -> Self {
+        debug_assert!(size <= SMALL);
+        Self((size.saturating_sub(1) >> 4) as u8)
     }
 
     /// [`of_size`](Self::of_size) for sizes above 1024.
     #[inline(always)]
     pub fn of_medium(size: usize) -> Self {
-        debug_assert!(size > STEPS_FROM && size <= MAX_SMALL);
-        STEPS.get((size - 1) >> STEP_BITS).copied().unwrap_or(Self(0)) // always there
+        debug_assert!(size > SMALL && size <= MAX_SMALL);
+        MEDIUM.get((size - 1) >> STEP_BITS).copied().unwrap_or(Self(0)) // always there
     }
 
     /// As stored in a span's record; None if it is no class.
@@ -201,7 +204,7 @@ mod tests {
             let class = Class::of(size, 1).unwrap();
             assert!(class.shape().size as usize >= size);
             assert!(class.0 == 0 || (Class(class.0 - 1).shape().size as usize) < size, "{size}");
-            assert!(size <= STEPS_FROM || Class::of_medium(size) == class, "{size}");
+            assert!(if size > SMALL { Class::of_medium(size) } else { Class::of_small(size) } == class, "{size}");
             if size > 128 {
                 let waste = class.shape().size as usize - size;
                 assert!(waste * 8 <= class.shape().size as usize, "{size} wastes {waste}");
@@ -224,14 +227,6 @@ mod tests {
             }
         }
         assert!(Class::of(1, MAX_SMALL * 2).is_none());
-    }
-
-    #[test]
-    fn steps_lead_from_class_to_class() {
-        for class in (1..COUNT as u8).map(Class) {
-            assert_eq!(class.shape().size as usize - class.step(), Class(class.0 - 1).shape().size as usize);
-        }
-        assert_eq!(Class(0).shape().size as usize, Class(0).step());
     }
 
     #[test]

@@ -6,8 +6,8 @@
 //! Then mark it, put it into the slice's list, and count: at 0 the slice is empty.
 
 use super::block::Block;
-use super::classes::{Class, MAX_RUN, MAX_SMALL, SLICE};
-use super::local::{CHECKS, Heap, RECORD, SMALL, bin_of, offset};
+use super::classes::{Class, MAX_RUN, MAX_SMALL, SLICE, SMALL};
+use super::local::{CHECKS, Heap, RECORD, bin_of, offset};
 use super::span::{self, Kind, PLAIN_TAG, Place};
 use super::thread;
 use super::{aside, large, refill, runs};
@@ -45,8 +45,31 @@ pub fn malloc_or(size: usize, slow: impl FnOnce(usize) -> *mut u8) -> *mut u8 {
 /// [`malloc`] of more than 1 KiB, or where the bin is empty, the thread has no heap yet, or the block is mapped on its own.
 #[inline(never)]
 pub fn malloc_at_length(size: usize) -> *mut u8 {
-    let block = at_hand(size);
+    let block = if is_small(size) { refilled(size) } else { at_hand(size) };
     if block.is_null() { malloc_slow(size) } else { block }
+}
+
+/// Is there a bin for this size?
+#[inline(always)]
+pub fn is_small(size: usize) -> bool {
+    size <= SMALL
+}
+
+/// A block of up to 1 KiB where its bin is empty. Null: the thread has no heap yet, or there is no memory.
+#[inline(always)]
+pub fn refilled(size: usize) -> *mut u8 {
+    let heap = thread::heap();
+    // SAFETY: the thread's heap is its own; what has room for blocks is no stand-in. There is a bin for the size.
+    unsafe {
+        if (*heap).limit.get() == 0 {
+            return null_mut();
+        }
+        let bin = bin_of(heap, size);
+        if *bin != (*heap).end() {
+            return null_mut(); // what is wrong with it is found by the long way
+        }
+        refill::fill(&*heap, bin, Class::of_small(size)).cast()
+    }
 }
 
 /// A block of more than 1 KiB that lies ready: in its class's current slice, or a run or a mapping that was kept. Null: none does.

@@ -5,7 +5,7 @@
 use super::aside::Aside;
 use super::atomics::AtomicUsize;
 use super::block::Block;
-use super::classes::{COUNT, Class, RUNS, SLICE};
+use super::classes::{COUNT, Class, RUNS, SLICE, SMALL};
 use super::outbox::Outbox;
 use super::remote::Inbox;
 use super::slices::Slices;
@@ -43,8 +43,6 @@ pub const UNIT_SLICES: usize = vm::HUGE / SLICE;
 /// The first unit that has blocks: those before it are the record and the arrays.
 pub const FIRST_UNIT: usize = (UNITS + WINDOW / vm::HUGE * size_of::<super::slices::Unit>()).div_ceil(vm::HUGE);
 
-/// Requests up to this size have a bin per 16 bytes.
-pub const SMALL: usize = 1024;
 /// Bins: one per 16 bytes up to [`SMALL`], then one for runs of each length.
 pub const BINS: usize = SMALL / 16 + 1 + RUNS;
 
@@ -72,14 +70,12 @@ pub struct List {
     pub first: Cell<u32>,
     /// The last of them.
     pub last: Cell<u32>,
-    /// The class's bins that may have blocks, a bit each.
-    pub bins: Cell<u32>,
 }
 
 impl List {
     /// No slices.
     const fn none() -> Self {
-        Self { current: Cell::new(0), first: Cell::new(0), last: Cell::new(0), bins: Cell::new(0) }
+        Self { current: Cell::new(0), first: Cell::new(0), last: Cell::new(0) }
     }
 }
 

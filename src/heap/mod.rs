@@ -39,8 +39,8 @@ use core::sync::atomic::Ordering;
 use span::{Kind, Place, State};
 
 pub use fast::{
-    at_hand, at_hand_aligned, free_or, free_others, free_own, malloc, malloc_at_length, malloc_or, malloc_slow, resize_own,
-    usable_own,
+    at_hand, at_hand_aligned, free_or, free_others, free_own, is_small, malloc, malloc_at_length, malloc_or, malloc_slow,
+    refilled, resize_own, usable_own,
 };
 pub use span::{MAX_TAG, PLAIN_TAG};
 

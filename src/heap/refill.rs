@@ -2,8 +2,8 @@
 //! blocks go that cannot simply be put into their slice's list. Called by the heap's owner alone.
 
 use super::block::{Block, Messages};
-use super::classes::{COUNT, Class, GOOD, SLICE};
-use super::local::{Bin, Check, Heap, List, SMALL, offset};
+use super::classes::{COUNT, Class, SLICE, SMALL};
+use super::local::{Bin, Check, Heap, List, offset};
 use super::remote::{END, Links};
 use super::slices::For;
 use super::span::{Kind, Span, Stand};
@@ -15,18 +15,18 @@ use core::sync::atomic::fence;
 
 /// Bytes of a slice that are cut into blocks at a time: as little as possible is touched before it is needed.
 const CARVE: u32 = 4096;
+/// Blocks that are cut at a time at least, up to [`SMALL`] bytes each.
+const CARVE_LEAST: u32 = 24;
 /// A slice that was exhausted comes back with this share of its blocks, one at least and so many at most.
 const WAKE_SHARE: u32 = 8;
 /// See [`WAKE_SHARE`].
 const WAKE_MOST: u32 = 24;
-/// Blocks that a bin keeps when another one of its class has none.
-const LEFT: u32 = 4;
 /// Blocks with which a bin is content if its slice has no more.
 const ENOUGH: u32 = 8;
 /// How much more than its blocks the count of a class's current slice says, so that it does not reach 0: it stays.
 const HELD: u32 = 1;
-/// Of a heap with so many bytes in spans of blocks, those of slices other than their class's current one have probably left the nearer caches
-/// when they are freed: `free` puts them aside. (Those of more than [`SMALL`] bytes are few for what they hold.)
+/// Of a heap with so many bytes in spans of blocks, those of slices other than their class's current one may have left the nearer caches
+/// when they are freed: then `free` puts them aside. (Those of more than [`SMALL`] bytes are few for what they hold.)
 const COLD: usize = 4 << 20;
 /// Visits between two looks at the clock.
 const LOOK_EVERY: u32 = 7;
@@ -35,131 +35,85 @@ const LOOK_EVERY: u32 = 7;
 ///
 /// # Safety
 /// The caller owns the heap; `bin` is one of its bins, for this class, and empty.
-#[inline(never)]
+#[inline]
 pub unsafe fn fill(heap: &Heap, bin: *mut *mut Block, class: Class) -> *mut Block {
     visit(heap);
     let list = heap.list(class, false);
-    let own = bit_of(bin);
-    let bins = list.bins.replace(list.bins.get() | own);
-    // SAFETY: the caller's promise.
-    if bins & !own != 0 && unsafe { !lies_ready(heap, list) && borrow(heap, bin, class, list) } {
-        // SAFETY: as above.
-        return unsafe { heap.pop(bin) }.unwrap_or(core::ptr::null_mut());
+    let slice = list.current.get();
+    // SAFETY: a slice of the heap, which the caller owns.
+    unsafe {
+        let (check, shape) = (heap.check(slice as usize), class.shape());
+        let carved = heap.span(slice).carved.load(Relaxed);
+        // What there is of no slice is 0 blocks.
+        let got = (carved + HELD).wrapping_sub(check.out.get()) as i32;
+        if got >= shape.good as i32 && slice != 0 || got >= ENOUGH as i32 && carved == shape.blocks {
+            let head = heap.head(slice as usize);
+            let block = core::mem::replace(&mut *head, heap.end());
+            if (*block).mark != heap.mark() {
+                corrupt::report("a freed block was written to,", block as usize);
+            }
+            check.out.set(carved + HELD);
+            *bin = (*block).next;
+            (*block).mark = 0;
+            return block;
+        }
+        fill_slow(heap, bin, class)
     }
-    let good = class.shape().good;
-    let mut have = 0;
+}
+
+/// [`fill`] where the class's current slice has not enough.
+///
+/// # Safety
+/// As for [`fill`].
+#[inline(never)]
+unsafe fn fill_slow(heap: &Heap, bin: *mut *mut Block, class: Class) -> *mut Block {
+    let list = heap.list(class, false);
     loop {
         let slice = match list.current.get() {
             0 => next(heap, class, false),
             slice => slice,
         };
         if slice == 0 {
-            break;
+            return core::ptr::null_mut();
         }
         // SAFETY: the caller owns the heap, and the slice is a span of this class.
         unsafe {
             let (check, span, head) = (heap.check(slice as usize), heap.span(slice), heap.head(slice as usize));
-            if span.carved.load(Relaxed) + HELD - check.out.get() < good {
+            if span.carved.load(Relaxed) + HELD - check.out.get() < class.shape().good {
                 carve(heap, slice, class, false);
             }
             let carved = span.carved.load(Relaxed) + HELD;
             let got = carved - check.out.get();
-            if got > 0 {
-                // What the bin has is few: its last block is soon found.
-                *last_link(heap, bin, have) = core::mem::replace(&mut *head, heap.end());
+            // Few are left for later where there are more.
+            let all = got > 0 && list.first.get() == 0;
+            if got >= ENOUGH || all {
+                *bin = core::mem::replace(&mut *head, heap.end());
                 check.out.set(carved);
-            }
-            have += got;
-        }
-        if have >= ENOUGH {
-            break;
-        }
-        exhausted(heap, list, slice);
-    }
-    // SAFETY: as above.
-    unsafe { heap.pop(bin) }.unwrap_or(core::ptr::null_mut())
-}
-
-/// Has the class's current slice enough free blocks?
-///
-/// # Safety
-/// The caller owns the heap, whose list it is.
-unsafe fn lies_ready(heap: &Heap, list: &List) -> bool {
-    let slice = list.current.get();
-    // SAFETY: a slice of the heap, which the caller owns.
-    slice != 0 && unsafe { heap.span(slice).carved.load(Relaxed) + HELD - heap.check(slice as usize).out.get() >= ENOUGH }
-}
-
-/// A bin's bit among those of its class, which lie side by side.
-#[inline(always)]
-fn bit_of(bin: *mut *mut Block) -> u32 {
-    1u32.wrapping_shl((bin as usize / size_of::<Bin>()) as u32)
-}
-
-/// Takes blocks from another bin of the class that has more than a few: sizes of one class have bins of their own, and what lies in
-/// each would be as much as in one.
-///
-/// # Safety
-/// As for [`fill`].
-unsafe fn borrow(heap: &Heap, bin: *mut *mut Block, class: Class, list: &List) -> bool {
-    let last = heap.bin(class.shape().size as usize).cast::<Bin>();
-    let mut found = bit_of(bin);
-    for back in 0..class.step() / size_of::<Bin>() {
-        let other = last.wrapping_sub(back);
-        let mut link = other.cast::<*mut Block>();
-        // SAFETY: bins of the heap, which the caller owns; blocks of a list are marked, and it ends with what is not.
-        unsafe {
-            let mut left = LEFT;
-            while (**link).mark == heap.mark() {
-                if left == 0 {
-                    *bin = core::mem::replace(&mut *link, heap.end());
-                    return true;
+                if got < ENOUGH {
+                    exhausted(heap, list, slice, ENOUGH, 0);
                 }
-                left -= 1;
-                link = &raw mut (**link).next;
+                return heap.pop(bin).unwrap_or(core::ptr::null_mut());
             }
-            if left < LEFT {
-                found |= bit_of(other.cast());
-            }
+            exhausted(heap, list, slice, ENOUGH, got);
         }
     }
-    list.bins.set(found);
-    false
 }
 
-/// Where the link behind the `count` blocks of a bin is.
-///
-/// # Safety
-/// The caller owns the heap; the bin has so many blocks.
-unsafe fn last_link(heap: &Heap, bin: *mut *mut Block, count: u32) -> *mut *mut Block {
-    let mut link = bin;
-    for _ in 0..count {
-        // SAFETY: the caller's promise; each block of a list is marked.
-        unsafe {
-            if (**link).mark != heap.mark() {
-                corrupt::report("a freed block was written to,", *link as usize);
-            }
-            link = &raw mut (**link).next;
-        }
-    }
-    link
-}
-
-/// The class's current slice has nothing left to give: it comes back when enough blocks have, so that a visit is worth it. Its
-/// count stands so that `free` notices.
-fn exhausted(heap: &Heap, list: &List, slice: u32) {
+/// The class's current slice has nothing left to give, or less than `enough`, `got` blocks: it comes back when enough blocks have, so that
+/// a visit is worth it. Its count stands so that `free` notices.
+fn exhausted(heap: &Heap, list: &List, slice: u32, enough: u32, got: u32) {
     // SAFETY: a slice of the heap, which the caller owns.
     let (check, span) = unsafe { (heap.check(slice as usize), heap.span(slice)) };
-    let wake = (span.carved.load(Relaxed) / WAKE_SHARE).clamp(1, WAKE_MOST);
+    let wake = (span.carved.load(Relaxed) / WAKE_SHARE).min(WAKE_MOST).max(enough);
     span.stand.set(Stand::Full);
     span.wake.set(wake);
-    check.out.set(wake);
+    check.out.set(wake - got);
     list.current.set(0);
     if heap.spans.get() >= COLD / SLICE
         && let Some((Kind::Plain, class)) = span.what()
         && class.shape().size as usize <= SMALL
     {
-        open_to_free(heap, slice, class, true);
+        open_to_free(heap, slice, class, heap.aside.expects_cold());
     }
 }
 
@@ -185,7 +139,7 @@ pub unsafe fn take(heap: &Heap, class: Class, described: bool) -> (*mut Block, b
                     continue;
                 }
             }
-            exhausted(heap, list, slice);
+            exhausted(heap, list, slice, 1, 0);
         }
         visit(heap);
         if next(heap, class, described) == 0 {
@@ -213,7 +167,7 @@ unsafe fn carve(heap: &Heap, slice: u32, class: Class, described: bool) -> bool 
     let (span, head) = unsafe { (heap.span(slice), heap.head(slice as usize)) };
     let (shape, carved) = (class.shape(), span.carved.load(Relaxed));
     let all = if described { shape.described } else { shape.blocks };
-    let at_once = if shape.size as usize <= SMALL { (CARVE / shape.size).max(*GOOD.start()) } else { 1 };
+    let at_once = if shape.size as usize <= SMALL { (CARVE / shape.size).max(CARVE_LEAST) } else { 1 };
     let count = (all - carved).min(at_once);
     if count == 0 {
         return false;
