@@ -46,7 +46,7 @@ pub struct Shape {
 /// Bytes of blocks in a bin that was filled, between the bounds of [`GOOD`].
 const GOOD_BYTES: usize = 4096;
 /// Blocks in a bin that was filled.
-pub const GOOD: core::ops::RangeInclusive<u32> = 16..=128;
+pub const GOOD: core::ops::RangeInclusive<u32> = 10..=128;
 
 /// One shape per class.
 #[allow(clippy::indexing_slicing)] // evaluated by the compiler: a wrong index does not build

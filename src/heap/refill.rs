@@ -16,13 +16,13 @@ use core::sync::atomic::fence;
 /// Bytes of a slice that are cut into blocks at a time: as little as possible is touched before it is needed.
 const CARVE: u32 = 4096;
 /// Blocks that are cut at a time at least, up to [`SMALL`] bytes each.
-const CARVE_LEAST: u32 = 24;
+const CARVE_LEAST: u32 = 8;
 /// A slice that was exhausted comes back with this share of its blocks, one at least and so many at most.
 const WAKE_SHARE: u32 = 8;
 /// See [`WAKE_SHARE`].
 const WAKE_MOST: u32 = 24;
 /// Blocks with which a bin is content if its slice has no more.
-const ENOUGH: u32 = 8;
+const ENOUGH: u32 = 4;
 /// How much more than its blocks the count of a class's current slice says, so that it does not reach 0: it stays.
 const HELD: u32 = 1;
 /// Of a heap with so many bytes in spans of blocks, those of slices other than their class's current one may have left the nearer caches
