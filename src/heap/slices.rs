@@ -280,7 +280,7 @@ impl Heap {
         let bound = config::HEAP_CACHE.get() / SLICE / threads + slices.learned.get();
         let (before, bound) = (slices.dirty.get(), bound.max(slices.used.get() / 4));
         if before > bound {
-            self.drop_dirty(bound - bound / 4, false);
+            self.drop_dirty(bound - bound / 4, true);
             slices.dropped.set(slices.dropped.get() + before - slices.dirty.get());
         }
     }
@@ -293,17 +293,19 @@ impl Heap {
         slices.learned.set((slices.learned.get() + missed).min(config::HEAP_LEARNED / SLICE));
     }
 
-    /// Gives dirty pages back to the kernel until at most `keep` slices have some: whole units first, the highest first.
-    /// With `all` huge pages that are partly in use are split as well.
-    pub fn drop_dirty(&self, keep: usize, all: bool) {
-        for whole in [true, false] {
+    /// Gives dirty pages back to the kernel until at most `keep` slices have some: whole units first, then parts of those without huge
+    /// pages, then, with `split`, parts of the others; the highest first.
+    pub fn drop_dirty(&self, keep: usize, split: bool) {
+        let whole = |bits: &Unit| bits.free.get() == u32::MAX;
+        let small = |bits: &Unit| !bits.huge.get();
+        let passes: [&dyn Fn(&Unit) -> bool; 3] = [&whole, &small, &|_| split];
+        for fits in passes {
             for unit in (FIRST_UNIT as u32..self.slices.end.get()).rev() {
                 if self.slices.dirty.get() <= keep {
                     return;
                 }
                 let bits = self.unit(unit);
-                let idle = bits.free.get() == u32::MAX;
-                if bits.dirty.get() != 0 && if whole { idle } else { all || !bits.huge.get() } {
+                if bits.dirty.get() != 0 && fits(bits) {
                     self.drop_unit(unit, bits);
                 }
             }
@@ -339,7 +341,7 @@ impl Heap {
         let slices = &self.slices;
         let idle = slices.idle.get().min(slices.dirty.get());
         if idle > 0 {
-            self.drop_dirty(slices.dirty.get() - idle, false);
+            self.drop_dirty(slices.dirty.get() - idle, true);
         }
         slices.idle.set(slices.dirty.get());
         slices.dropped.set(0);
