@@ -64,14 +64,19 @@ impl Aside {
         let since = self.since.get() + 1;
         let probe = since >= PROBE;
         self.since.set(if probe { 0 } else { since });
-        probe || self.cold.get() >= EXPECTED
+        probe || self.is_cold()
+    }
+
+    /// Are blocks cold now when they are freed, as far as is known?
+    pub fn is_cold(&self) -> bool {
+        self.cold.get() >= EXPECTED
     }
 
     /// All were settled: decides whether the next block is looked at. That takes a hundred cycles, in which nothing else is done.
     fn count_batch(&self) {
         let batches = self.batches.get().wrapping_add(1);
         self.batches.set(batches);
-        self.wanted.set(self.cold.get() < EXPECTED || batches.is_multiple_of(LOOK_EVERY));
+        self.wanted.set(!self.is_cold() || batches.is_multiple_of(LOOK_EVERY));
     }
 
     /// Counts whether this block's memory is far away.

@@ -25,9 +25,10 @@ const WAKE_MOST: u32 = 24;
 const ENOUGH: u32 = 4;
 /// How much more than its blocks the count of a class's current slice says, so that it does not reach 0: it stays.
 const HELD: u32 = 1;
-/// Of a heap with so many bytes in spans of blocks, those of slices other than their class's current one may have left the nearer caches
-/// when they are freed: then `free` puts them aside. (Those of more than [`SMALL`] bytes are few for what they hold.)
+/// Of a heap with so many bytes in spans of blocks, those that are freed may have left the nearer caches: then `free` puts them aside.
 const COLD: usize = 4 << 20;
+/// Bytes of a block that is put aside at most.
+const COLD_MOST: usize = 8 << 10;
 /// Visits between two looks at the clock.
 const LOOK_EVERY: u32 = 7;
 
@@ -111,7 +112,7 @@ fn exhausted(heap: &Heap, list: &List, slice: u32, enough: u32, got: u32) {
     list.current.set(0);
     if heap.spans.get() >= COLD / SLICE
         && let Some((Kind::Plain, class)) = span.what()
-        && class.shape().size as usize <= SMALL
+        && class.shape().size as usize <= COLD_MOST
     {
         open_to_free(heap, slice, class, heap.aside.expects_cold());
     }
@@ -206,8 +207,9 @@ fn next(heap: &Heap, class: Class, described: bool) -> u32 {
     }
     // SAFETY: a slice of the heap.
     let (check, span) = unsafe { (heap.check(slice as usize), heap.span(slice)) };
-    if !described && (check.magic.load(Relaxed) == 0) {
-        open_to_free(heap, slice, class, false);
+    if !described {
+        let far = heap.spans.get() >= COLD / SLICE && class.shape().size as usize <= COLD_MOST && heap.aside.is_cold();
+        open_to_free(heap, slice, class, far);
     }
     span.stand.set(Stand::Current);
     check.out.set(check.out.get() + HELD);
