@@ -148,7 +148,7 @@ pub unsafe fn put(heap: *const Heap, block: *mut Block) {
     unsafe { heap.aside.blocks.get_unchecked(count) }.set(block);
     heap.aside.count.set(count + 1);
     if count + 1 == MOST {
-        settle(heap);
+        settle_some(heap);
     }
 }
 
@@ -165,9 +165,17 @@ fn look_and_put(block: *mut Block) {
     }
 }
 
+/// [`settle_some`], if there are any: most programs never get there, nor to its page.
+#[inline]
+pub fn settle(heap: &Heap) {
+    if heap.aside.count.get() > 0 {
+        settle_some(heap);
+    }
+}
+
 /// Looks at all that were put aside, and puts them into their slices' lists.
 #[inline(never)]
-pub fn settle(heap: &Heap) {
+fn settle_some(heap: &Heap) {
     // What is done here may end here again, and has nothing to do then.
     let count = heap.aside.count.replace(0);
     heap.aside.count_batch();
