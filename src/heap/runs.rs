@@ -24,6 +24,9 @@ pub unsafe fn take(heap: &Heap, size: usize, tag: u8, room: bool) -> (*mut u8, b
         }
     }
     refill::visit(heap);
+    if room && kept(heap) > RUNS {
+        drop_kept(heap); // what grew before it left the largest ones, whose pages it can have
+    }
     let Some(taken) = heap.take_slices(count, if room { For::GrowingRun } else { For::Run }) else {
         return (core::ptr::null_mut(), false);
     };
