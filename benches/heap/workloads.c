@@ -86,6 +86,32 @@ static double churn(size_t size, size_t live, size_t rounds) {
   return time;
 }
 
+/* As churn, but blocks are written when they are new and read before they are freed, and some slots are replaced much more often. */
+static double used(size_t slots, size_t rounds) {
+  struct slot { unsigned char *block; size_t size; } *all = calloc(slots, sizeof *all);
+  volatile size_t sink = 0;
+  double start = now();
+  for (size_t i = 0; i < rounds; i++) {
+    struct slot *slot = &all[below(1 + below(slots))];
+    if (slot->block) {
+      size_t sum = 0;
+      for (size_t at = 0; at < slot->size; at += 8) sum += slot->block[at];
+      sink += sum;
+      free(slot->block);
+      slot->block = NULL;
+    } else {
+      slot->size = mixed();
+      slot->block = malloc(slot->size);
+      if (!slot->block) abort();
+      memset(slot->block, 1, slot->size);
+    }
+  }
+  double time = (now() - start) / (double)rounds;
+  for (size_t i = 0; i < slots; i++) free(all[i].block);
+  free(all);
+  return time;
+}
+
 /* Many at once, freed in another order. */
 static double burst(size_t live, size_t rounds) {
   void **blocks = malloc(live * sizeof *blocks);
@@ -396,7 +422,7 @@ int main(int argc, char **argv) {
   double result;
 #define WORKLOAD(name, call) else if (strcmp(what, name) == 0) result = call
   if (strcmp(what, "list") == 0) {
-    puts("pair-16 pair-1K pair-8K pair-200K pair-1M pair-16M churn-64 churn-mixed burst passed-16 passed-1K realloc-1 realloc-16 lives calloc-200 "
+    puts("pair-16 pair-1K pair-8K pair-200K pair-1M pair-16M churn-64 churn-mixed used burst passed-16 passed-1K realloc-1 realloc-16 lives calloc-200 "
          "calloc-20K threads-2 served exchanged-2 exchanged-8 scratched-2 trees batches kept-64 kept-1K kept-100K kept-trim");
     return 0;
   }
@@ -408,6 +434,7 @@ int main(int argc, char **argv) {
   WORKLOAD("pair-16M", pairs(16 << 20, 50000));
   WORKLOAD("churn-64", churn(64, 100000, 5000000));
   WORKLOAD("churn-mixed", churn(0, 100000, 5000000));
+  WORKLOAD("used", used(100000, 5000000));
   WORKLOAD("burst", burst(100000, 10));
   WORKLOAD("passed-16", passed_on(16, 5000000));
   WORKLOAD("passed-1K", passed_on(1024, 2000000));

@@ -114,7 +114,9 @@ fn exhausted(heap: &Heap, list: &List, slice: u32, enough: u32, got: u32) {
         && let Some((Kind::Plain, class)) = span.what()
         && class.shape().size as usize <= COLD_MOST
     {
-        open_to_free(heap, slice, class, heap.aside.expects_cold());
+        // Only small blocks are many enough to learn from.
+        let small = class.shape().size as usize <= SMALL;
+        open_to_free(heap, slice, class, if small { heap.aside.expects_cold() } else { heap.aside.is_cold() });
     }
 }
 

@@ -145,8 +145,15 @@ impl Heap {
             None => self.grow(to)?,
         };
         let bits = self.unit(unit);
-        if bits.huge.get() && bits.dirty.get() == 0 && bits.free.get() == u32::MAX {
-            self.pay_for_huge(bits);
+        if bits.dirty.get() == 0 && bits.free.get() == u32::MAX {
+            // One whose huge page was split may have one again.
+            if !bits.huge.get() && self.may_be_huge(to) {
+                window::allow_huge(self, unit, true);
+                bits.huge.set(true);
+            }
+            if bits.huge.get() {
+                self.pay_for_huge(unit, bits);
+            }
         }
         let (free, dirty) = (bits.free.get(), bits.dirty.get());
         // Charged pages first: they cost nothing more.
@@ -167,13 +174,14 @@ impl Heap {
     }
 
     /// The whole unit is charged before any of it is touched; where the budget has no room for that, it is not huge.
-    fn pay_for_huge(&self, bits: &Unit) {
+    fn pay_for_huge(&self, unit: u32, bits: &Unit) {
         if account::try_charge(Holder::Heap, vm::HUGE) {
             bits.dirty.set(u32::MAX);
             bits.clean.set(u32::MAX);
             self.slices.add_dirty(UNIT_SLICES);
         } else {
             bits.huge.set(false);
+            window::allow_huge(self, unit, false);
         }
     }
 
@@ -207,6 +215,12 @@ impl Heap {
             return true;
         }
         account::try_charge(Holder::Heap, cost)
+    }
+
+    /// May what is taken lie in a huge page?
+    fn may_be_huge(&self, to: For) -> bool {
+        let many = self.slices.used.get() * SLICE >= config::HEAP_HUGE.get();
+        to == For::Blocks && many && account::budget() == usize::MAX
     }
 
     /// The lowest unit with `count` free slices in a row.
@@ -249,8 +263,7 @@ impl Heap {
                 return None;
             }
             slices.end.set(unit + 1);
-            let many = slices.used.get() * SLICE >= config::HEAP_HUGE.get();
-            let huge = to == For::Blocks && many && account::budget() == usize::MAX;
+            let huge = self.may_be_huge(to);
             if window::map_unit(self, unit, huge) {
                 self.unit(unit).free.set(u32::MAX);
                 self.unit(unit).huge.set(huge);
@@ -306,6 +319,9 @@ impl Heap {
                 }
                 let bits = self.unit(unit);
                 if bits.dirty.get() != 0 && fits(bits) {
+                    if !whole(bits) && bits.huge.replace(false) {
+                        window::allow_huge(self, unit, false);
+                    }
                     self.drop_unit(unit, bits);
                 }
             }

@@ -112,15 +112,20 @@ pub fn map_unit(heap: &Heap, unit: u32, huge: bool) -> bool {
         return false;
     }
     numa::place(start, vm::HUGE);
-    // Where not the whole unit is charged at once, a huge page would make more resident than is. A kernel without them refuses the
-    // advice, which is as good.
-    let advice = if huge { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
-    // SAFETY: the range was just mapped.
-    let _ = unsafe { vm::advise(start as *mut u8, vm::HUGE, advice) };
+    allow_huge(heap, unit, huge);
     if page_map::set_range(start, vm::HUGE, Entry { tag: Tag::Segment, payload: heap.mark() as u64 }).is_err() {
         // SAFETY: mapped just now, known to nobody.
         unsafe { vm::unmap(start, vm::HUGE) };
         return false;
     }
     true
+}
+
+/// May the kernel make a mapped unit one huge page? Where not the whole of it is charged, that would make more resident than is: at its
+/// first touch, or later by khugepaged. A kernel without huge pages refuses the advice, which is as good.
+pub fn allow_huge(heap: &Heap, unit: u32, huge: bool) {
+    let start = heap.window() + unit as usize * vm::HUGE;
+    let advice = if huge { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
+    // SAFETY: the range is mapped.
+    let _ = unsafe { vm::advise(start as *mut u8, vm::HUGE, advice) };
 }
