@@ -2,7 +2,7 @@
 //! for memory where the block was not used for long; writes nobody waits for. So where that is likely, `free` asks for the block's
 //! line and puts the block aside; a few frees later the line is there, and all of them are looked at and go to their slices' lists.
 //! Whether it is likely is measured: now and then by the time that a block's first word takes to come.
-//! A block that is freed twice is found then, or when the program ends. Called by the rest of the
+//! A block that is freed twice is found then, or when the program ends, unless it was given again meanwhile. Called by the rest of the
 //! heap, by its owner alone; gives nothing out and knows no classes.
 
 use super::block::Block;
@@ -70,6 +70,11 @@ impl Aside {
     /// Are blocks cold now when they are freed, as far as is known?
     pub fn is_cold(&self) -> bool {
         self.cold.get() >= EXPECTED
+    }
+
+    /// The heap's next thread may do something else.
+    pub fn forget(&self) {
+        self.cold.set(0);
     }
 
     /// All were settled: decides whether the next block is looked at. That takes a hundred cycles, in which nothing else is done.

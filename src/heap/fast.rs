@@ -45,8 +45,14 @@ pub fn malloc_or(size: usize, slow: impl FnOnce(usize) -> *mut u8) -> *mut u8 {
 /// [`malloc`] of more than 1 KiB, or where the bin is empty, the thread has no heap yet, or the block is mapped on its own.
 #[inline(never)]
 pub fn malloc_at_length(size: usize) -> *mut u8 {
-    let block = if is_small(size) { refilled(size) } else { at_hand(size) };
+    let block = filled(size);
     if block.is_null() { malloc_slow(size) } else { block }
+}
+
+/// [`refilled`] or [`at_hand`].
+#[inline(always)]
+fn filled(size: usize) -> *mut u8 {
+    if is_small(size) { refilled(size) } else { at_hand(size) }
 }
 
 /// Is there a bin for this size?
@@ -108,7 +114,7 @@ pub fn at_hand(size: usize) -> *mut u8 {
 #[inline(always)]
 pub fn at_hand_aligned(size: usize, align: usize) -> *mut u8 {
     match Class::of(size, align) {
-        Some(class) => malloc_or(class.shape().size as usize, at_hand),
+        Some(class) => malloc_or(class.shape().size as usize, filled),
         None if align <= SLICE && size > MAX_SMALL && size <= MAX_RUN => at_hand(size), // runs start at slices
         None => null_mut(),
     }
@@ -251,7 +257,7 @@ pub unsafe fn free_or(ptr: *mut u8, slow: impl FnOnce(*mut u8)) {
             let slice = offset / SLICE;
             if starts_block(heap, slice, ptr) {
                 if !seems_marked(heap, ptr) {
-                    return give_back(heap, slice, ptr);
+                    return give_back(heap, slice, ptr, counted_down);
                 }
             } else if is_put_aside(heap, slice, ptr) {
                 return aside::put(heap, ptr.cast());
@@ -261,12 +267,12 @@ pub unsafe fn free_or(ptr: *mut u8, slow: impl FnOnce(*mut u8)) {
     slow(ptr);
 }
 
-/// Puts a block into its slice's list.
+/// Puts a block into its slice's list; `down` where the count of blocks that are out is 0 then.
 ///
 /// # Safety
-/// The heap is the thread's own; the block is live, of this slice, which is open to `free`, and the caller gives it up.
+/// The caller owns the heap; the block is live, of this slice, which is open to `free`, and the caller gives it up.
 #[inline(always)]
-unsafe fn give_back(heap: *const Heap, slice: usize, ptr: *mut u8) {
+unsafe fn give_back(heap: *const Heap, slice: usize, ptr: *mut u8, down: impl FnOnce(*mut u8)) {
     let block = ptr.cast::<Block>();
     // SAFETY: the caller's promise.
     unsafe {
@@ -277,7 +283,7 @@ unsafe fn give_back(heap: *const Heap, slice: usize, ptr: *mut u8) {
         let out = check.out.get().wrapping_sub(1);
         check.out.set(out);
         if out == 0 {
-            counted_down(ptr);
+            down(ptr);
         }
     }
 }
@@ -295,7 +301,8 @@ pub unsafe fn give_back_unless_free(heap: &Heap, block: *mut Block) -> bool {
             || matches!(heap.span(slice as u32).what(), Some((Kind::Plain, class)) if class.shape().starts_at(block as usize % SLICE));
         let live = starts && (*block).mark != heap.mark();
         if live {
-            give_back(heap, slice, block.cast());
+            // Not by the thread's heap: a thread that ends has none any more.
+            give_back(heap, slice, block.cast(), |_| refill::counted_down(heap, slice as u32));
         }
         live
     }
@@ -353,7 +360,7 @@ pub unsafe fn free_own(ptr: *mut u8) -> bool {
         }
         let live = starts_block(heap, slice, ptr) && (*ptr.cast::<Block>()).mark != heap as usize;
         if live {
-            give_back(heap, slice, ptr);
+            give_back(heap, slice, ptr, counted_down);
         }
         live
     }

@@ -32,8 +32,8 @@ pub struct Slices {
     end: Cell<u32>,
     /// Number of the unit after the last that the window has room for.
     most: Cell<u32>,
-    /// No unit before this one has so many free slices in a row, less one.
-    hints: [Cell<u32>; RUNS],
+    /// No unit before this one has so many free slices in a row, less one, for a run; the last is for blocks.
+    hints: [Cell<u32>; RUNS + 1],
     /// Slices in spans.
     used: Cell<usize>,
     /// Dirty slices.
@@ -81,7 +81,7 @@ impl Slices {
         Self {
             end: Cell::new(0),
             most: Cell::new(0),
-            hints: [const { Cell::new(0) }; RUNS],
+            hints: [const { Cell::new(0) }; RUNS + 1],
             used: Cell::new(0),
             dirty: Cell::new(0),
             idle: Cell::new(0),
@@ -97,8 +97,13 @@ impl Slices {
         self.hints.iter().for_each(|hint| hint.set(FIRST_UNIT as u32));
     }
 
-    fn hint(&self, slices: u32) -> Option<&Cell<u32>> {
-        self.hints.get(slices as usize - 1)
+    fn hint(&self, slices: u32, to: For) -> Option<&Cell<u32>> {
+        self.hints.get(if to == For::Blocks { RUNS } else { slices as usize - 1 })
+    }
+
+    /// The unit has more room than before.
+    fn reconsider(&self, unit: u32) {
+        self.hints.iter().for_each(|hint| hint.set(hint.get().min(unit)));
     }
 
     fn add_dirty(&self, slices: usize) {
@@ -225,7 +230,7 @@ impl Heap {
 
     /// The lowest unit with `count` free slices in a row.
     fn unit_with(&self, count: u32, to: For) -> Option<u32> {
-        let hint = self.slices.hint(count)?;
+        let hint = self.slices.hint(count, to)?;
         let mut unit = hint.get();
         while unit < self.slices.end.get() {
             let bits = self.unit(unit);
@@ -241,7 +246,7 @@ impl Heap {
 
     /// A unit that is all free, dirty rather than not.
     fn roomy_unit(&self) -> Option<u32> {
-        let first = self.slices.hint(1)?.get();
+        let first = self.slices.hint(1, For::Run)?.get();
         let mut best = None;
         for unit in (first..self.slices.end.get()).take(64) {
             let bits = self.unit(unit);
@@ -284,9 +289,7 @@ impl Heap {
         bits.dirty.set(bits.dirty.get() | run);
         bits.clean.set(bits.clean.get() & !run);
         let slices = &self.slices;
-        for hint in &slices.hints {
-            hint.set(hint.get().min(unit));
-        }
+        slices.reconsider(unit);
         slices.used.set(slices.used.get().saturating_sub(count as usize));
         slices.add_dirty(count as usize);
         let threads = RUNNING.load(Ordering::Relaxed).clamp(1, 8) as usize;
@@ -321,6 +324,7 @@ impl Heap {
                 if bits.dirty.get() != 0 && fits(bits) {
                     if !whole(bits) && bits.huge.replace(false) {
                         window::allow_huge(self, unit, false);
+                        self.slices.reconsider(unit); // for runs
                     }
                     self.drop_unit(unit, bits);
                 }

@@ -240,6 +240,7 @@ fn leave(heap: &'static Heap, again: bool) {
     // SAFETY: the calling thread ran the heap.
     unsafe { (*heap.outbox.get()).flush(&mut relieve) };
     super::aside::settle(heap);
+    heap.aside.forget();
     // Counted first: of thousands that end at the same time only the first few keep anything.
     if IDLE.fetch_add(1, Ordering::Relaxed) < config::HEAP_IDLE_HEAPS {
         refill::settle(heap);

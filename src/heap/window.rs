@@ -127,5 +127,5 @@ pub fn allow_huge(heap: &Heap, unit: u32, huge: bool) {
     let start = heap.window() + unit as usize * vm::HUGE;
     let advice = if huge { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
     // SAFETY: the range is mapped.
-    let _ = unsafe { vm::advise(start as *mut u8, vm::HUGE, advice) };
+    unsafe { vm::try_advise(start, vm::HUGE, advice) };
 }

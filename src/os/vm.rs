@@ -119,9 +119,18 @@ pub unsafe fn advise(start: *mut u8, size: usize, advice: i32) -> Result<(), i32
 /// # Safety
 /// The range is mapped and nobody needs its contents.
 pub unsafe fn try_drop_pages(start: usize, size: usize) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe { try_advise(start, size, libc::MADV_DONTNEED) }
+}
+
+/// madvise(2); false if the kernel refuses. errno stays as it is.
+///
+/// # Safety
+/// As for [`advise`].
+pub unsafe fn try_advise(start: usize, size: usize, advice: i32) -> bool {
     let before = errno();
     // SAFETY: the caller's promise.
-    let done = unsafe { advise(start as *mut u8, size, libc::MADV_DONTNEED) }.is_ok();
+    let done = unsafe { advise(start as *mut u8, size, advice) }.is_ok();
     if !done {
         // SAFETY: glibc's errno location is valid for the calling thread.
         unsafe { *libc::__errno_location() = before };

@@ -202,3 +202,32 @@ fn blocks_freed_by_others_come_back_once() {
         }
     }
 }
+
+#[test]
+fn a_thread_that_ends_gives_back_what_it_had_put_aside() {
+    let _guard = alone();
+    let charged = || {
+        at_most(1);
+        heap::trim();
+        heap::stats().charged
+    };
+    let before = charged();
+    for seed in 0..10 {
+        // In a random order, so that they are cold, and the last of many slices are among the last that are freed.
+        let work = move || {
+            let mut random = Random(seed);
+            let mut blocks: Vec<*mut u8> = (0..300_000).map(|_| heap::malloc(64)).collect();
+            for _ in 0..1_000_000 {
+                let at = random.below(blocks.len());
+                assert!(free(blocks[at]));
+                blocks[at] = heap::malloc(64);
+            }
+            while !blocks.is_empty() {
+                assert!(free(blocks.swap_remove(random.below(blocks.len()))));
+            }
+        };
+        std::thread::spawn(work).join().unwrap();
+    }
+    let after = charged();
+    assert!(after <= before, "{after} bytes stay charged, {before} at the start");
+}

@@ -139,7 +139,9 @@ fn thousands_of_threads_leave_nothing_behind() {
     let pinned = 40 * (64 << 10);
     let kept = (2 << 20) * after.threads.saturating_sub(before.threads);
     assert!(held(&after) <= held(&before) + pinned + kept, "{before:?} grew to {after:?}");
-    assert!(after.heaps <= before.heaps + 4 && after.mapped <= before.mapped + (4 << 20), "{before:?} grew to {after:?}");
+    // A heap's 50 blocks may be of as many classes, a slice each, more than a unit of 2 MiB holds: later if not in the first wave.
+    let room = (4 << 20) + (2 << 20) * after.heaps;
+    assert!(after.heaps <= before.heaps + 4 && after.mapped <= before.mapped + room, "{before:?} grew to {after:?}");
 }
 
 /// Owners end while others are sending them blocks, and new owners take up their heaps and spans at once.
