@@ -117,8 +117,8 @@ pub struct Heap {
     lists: [[List; COUNT]; 2],
     /// Free address space.
     pub slices: Slices,
-    /// Slices in spans of blocks.
-    pub spans: Cell<usize>,
+    /// Slices of blocks that have none to give, or too few.
+    pub full: Cell<usize>,
     /// Visits until the clock is looked at.
     pub until_look: Cell<u32>,
     /// Bytes charged ahead for the next slices.
@@ -210,7 +210,7 @@ impl Heap {
             kept_large: UnsafeCell::new([Kept::NONE; config::HEAP_KEPT_LARGE]),
             lists: [const { [const { List::none() }; COUNT] }; 2],
             slices: Slices::none(),
-            spans: Cell::new(0),
+            full: Cell::new(0),
             until_look: Cell::new(0),
             prepaid: Cell::new(0),
             looked: Cell::new(0),

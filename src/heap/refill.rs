@@ -25,8 +25,8 @@ const WAKE_MOST: u32 = 24;
 const ENOUGH: u32 = 4;
 /// How much more than its blocks the count of a class's current slice says, so that it does not reach 0: it stays.
 const HELD: u32 = 1;
-/// Of a heap with so many bytes in spans of blocks, those that are freed may have left the nearer caches: then `free` puts them aside.
-const COLD: usize = 4 << 20;
+/// Of a heap with so many bytes in slices that are full, blocks that are freed may have left the nearer caches: then `free` puts them aside.
+const COLD: usize = 3 << 20;
 /// Bytes of a block that is put aside at most.
 const COLD_MOST: usize = 8 << 10;
 /// Visits between two looks at the clock.
@@ -110,7 +110,8 @@ fn exhausted(heap: &Heap, list: &List, slice: u32, enough: u32, got: u32) {
     span.wake.set(wake);
     check.out.set(wake - got);
     list.current.set(0);
-    if heap.spans.get() >= COLD / SLICE
+    heap.full.set(heap.full.get() + 1);
+    if is_large(heap)
         && let Some((Kind::Plain, class)) = span.what()
         && class.shape().size as usize <= COLD_MOST
     {
@@ -118,6 +119,11 @@ fn exhausted(heap: &Heap, list: &List, slice: u32, enough: u32, got: u32) {
         let small = class.shape().size as usize <= SMALL;
         open_to_free(heap, slice, class, if small { heap.aside.expects_cold() } else { heap.aside.is_cold() });
     }
+}
+
+/// Is there so much that what is freed may be cold?
+fn is_large(heap: &Heap) -> bool {
+    heap.full.get() >= COLD / SLICE
 }
 
 /// Takes one block from the class's current slice. Null: no memory. True: it is zero but for 16 bytes.
@@ -199,7 +205,6 @@ fn next(heap: &Heap, class: Class, described: bool) -> u32 {
     } else {
         let Some(taken) = heap.take_slices(1, For::Blocks) else { return 0 };
         slice = taken.slice;
-        heap.spans.set(heap.spans.get() + 1);
         // SAFETY: the slice was just taken; the caller owns the heap.
         unsafe {
             heap.span(slice).carve(heap.start_of(slice), class, described, taken.zero);
@@ -210,7 +215,7 @@ fn next(heap: &Heap, class: Class, described: bool) -> u32 {
     // SAFETY: a slice of the heap.
     let (check, span) = unsafe { (heap.check(slice as usize), heap.span(slice)) };
     if !described {
-        let far = heap.spans.get() >= COLD / SLICE && class.shape().size as usize <= COLD_MOST && heap.aside.is_cold();
+        let far = is_large(heap) && class.shape().size as usize <= COLD_MOST && heap.aside.is_cold();
         open_to_free(heap, slice, class, far);
     }
     span.stand.set(Stand::Current);
@@ -298,6 +303,7 @@ fn awaken(heap: &Heap, slice: u32, check: &Check, span: &Span) {
     if span.stand.get() == Stand::Full
         && let Some((kind, class)) = span.what()
     {
+        heap.full.set(heap.full.get() - 1);
         let back = span.wake.get().saturating_sub(check.out.get());
         check.out.set(span.carved.load(Relaxed).saturating_sub(back));
         link(heap, slice, class, kind == Kind::Described);
@@ -355,7 +361,6 @@ fn give_up(heap: &Heap, slice: u32) {
         close_to_free(heap, slice);
         heap.span(slice).dissolve();
     }
-    heap.spans.set(heap.spans.get() - 1);
     heap.release_slices(slice, 1);
 }
 
