@@ -60,7 +60,7 @@ settings! {
     HEAP_CACHE = "heap_cache", c"QMEM_HEAP_CACHE", Bytes, default 40 << 20, 1 << 16 => usize::MAX >> 1;
     /// Bytes in use of a thread's heap from which on its small blocks are put into huge pages, while no budget is set.
     HEAP_HUGE = "heap_huge", c"QMEM_HEAP_HUGE", Bytes, default 12 << 20, 1 => usize::MAX >> 1;
-    /// Bytes from which on a block of malloc's is put into huge pages. Of large blocks programs often touch little, of very large ones seldom.
+    /// Bytes from which on a new block of the heap is put into huge pages. Of large blocks programs often touch little, of very large ones seldom.
     HEAP_HUGE_LARGE = "heap_huge_large", c"QMEM_HEAP_HUGE_LARGE", Bytes, default 64 << 20, 1 => usize::MAX >> 1;
     /// Milliseconds after which free heap pages that were not needed go back to the kernel.
     HEAP_IDLE = "heap_idle", c"QMEM_HEAP_IDLE", Count, default 300, 1 => 1 << 30;

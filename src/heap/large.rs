@@ -119,7 +119,7 @@ pub fn allocate(size: usize, align: usize, tag: u8, wait: bool) -> Result<Option
         numa::place(start.as_ptr() as usize, mapped);
         if mapped >= config::HEAP_HUGE_LARGE.get() {
             // SAFETY: the range was just mapped. Only whole units are huge: no other block lies in the last one.
-            let _ = unsafe { vm::advise(start.as_ptr(), mapped, libc::MADV_HUGEPAGE) };
+            unsafe { vm::try_advise(start.as_ptr() as usize, mapped, libc::MADV_HUGEPAGE) };
         }
         enter(start, mapped, size, align, tag).inspect_err(|_| {
             // SAFETY: the mapping was just made and given to nobody.
