@@ -43,6 +43,32 @@ static void one_of_many_and_more(void) {
   sleep(60);
 }
 
+/* Where blocks come and go at random: freed again before it was given, and seen before it is. */
+static unsigned long random_state = 1;
+static size_t below(size_t n) {
+  random_state = random_state * 6364136223846793005u + 1442695040888963407u;
+  return (size_t)(random_state >> 33) % n;
+}
+static void *replace_one(size_t but) {
+  size_t at = (but + 1 + below(MANY - 1)) % MANY;
+  free(many[at]);
+  return many[at] = malloc(48);
+}
+static void one_of_many_before_given(void) {
+  size_t at;
+  void *volatile p;
+  bool given;
+  do {
+    at = below(MANY), given = false;
+    free(p = many[at]);
+    for (size_t left = below(300); left > 0; left--) given |= replace_one(at) == p;
+    if (given) many[at] = malloc(48);
+  } while (given);
+  free(p);
+  while (malloc(48) != p && replace_one(at) != p) continue;
+  kill(getpid(), SIGKILL); /* too late */
+}
+
 static void aborts(const char *name, void (*bad)(void), const char *word) {
   char text[1024] = "";
   int pipes[2], status;
@@ -81,6 +107,10 @@ int main(void) {
   aborts("one of many, again", one_of_many_again, "freed already");
   aborts("one of many, and exit", one_of_many_and_exit, "freed already");
   aborts("one of many, and more", one_of_many_and_more, "freed already");
+  for (int round = 0; round < 60; round++) {
+    for (int i = 0; i < 20000; i++) replace_one(0);
+    aborts("one of many, before it is given", one_of_many_before_given, "freed already");
+  }
   for (int i = 0; i < MANY; i++) free(many[i]);
   /* libc's own blocks are foreign, and go where they came from */
   for (int i = 0; i < 1000; i++) free(__libc_malloc((size_t)i * 300));

@@ -2,10 +2,11 @@
 //! for memory where the block was not used for long; writes nobody waits for. So where that is likely, `free` asks for the block's
 //! line and puts the block aside; a few frees later the line is there, and all of them are looked at and go to their slices' lists.
 //! Whether it is likely is measured: now and then by the time that a block's first word takes to come.
-//! A block that is freed twice is found then, or when the program ends, unless it was given again meanwhile. Called by the rest of the
-//! heap, by its owner alone; gives nothing out and knows no classes.
+//! A block that is freed twice is found then, or when the program ends. It is not given again before: a slice whose free blocks can be
+//! given has none here (`refill` sees to that). Called by the rest of the heap, by its owner alone; gives nothing out and knows no classes.
 
 use super::block::Block;
+use super::classes::SLICE;
 use super::corrupt;
 use super::fast;
 use super::local::Heap;
@@ -34,6 +35,7 @@ const TICKS: u64 = 40;
 
 /// The blocks, oldest first. All zero: none.
 pub struct Aside {
+    /// Places that are taken. What is null in them was looked at before the others, as is all behind them.
     count: Cell<usize>,
     /// How cold the blocks were that were looked at.
     cold: Cell<i32>,
@@ -93,7 +95,16 @@ impl Aside {
 
     /// Is the block among them?
     pub fn has(&self, block: usize) -> bool {
-        self.blocks.iter().take(self.count.get()).any(|b| b.get() as usize == block)
+        self.addresses().any(|other| other == block)
+    }
+
+    /// One of them that lies in the slice that starts there.
+    fn of_slice(&self, start: usize) -> Option<usize> {
+        self.addresses().find(|block| block ^ start < SLICE)
+    }
+
+    fn addresses(&self) -> impl Iterator<Item = usize> {
+        self.blocks.iter().take(self.count.get()).map(|block| block.get() as usize)
     }
 }
 
@@ -178,15 +189,40 @@ pub fn settle(heap: &Heap) {
     }
 }
 
+/// Looks at those of this slice, and puts them into its list.
+#[inline]
+pub fn settle_slice(heap: &Heap, slice: u32) {
+    let start = heap.start_of(slice);
+    // Without an end before the last one: there mostly is none, and this takes a dozen cycles.
+    let some = heap.aside.blocks.iter().fold(false, |some, block| some | (block.get() as usize ^ start < SLICE));
+    if some {
+        settle_each(heap, |block| block ^ start < SLICE);
+    }
+}
+
+/// The slice stops to be one of blocks and nobody has any of it: what was put aside was free already.
+pub fn reject_slice(heap: &Heap, slice: u32) {
+    if let Some(block) = heap.aside.of_slice(heap.start_of(slice)) {
+        corrupt::report(TWICE, block);
+    }
+}
+
 /// Looks at all that were put aside, and puts them into their slices' lists.
 #[inline(never)]
 fn settle_some(heap: &Heap) {
-    // What is done here may end here again, and has nothing to do then.
-    let count = heap.aside.count.replace(0);
     heap.aside.count_batch();
-    for place in heap.aside.blocks.iter().take(count) {
-        let block = place.get();
-        // SAFETY: a block of the heap started there when it was put aside; the caller owns the heap.
+    settle_each(heap, |block| block != 0);
+    heap.aside.count.set(0);
+}
+
+/// Looks at those that `fits`, and puts them into their slices' lists. They leave gaps.
+#[inline]
+fn settle_each(heap: &Heap, fits: impl Fn(usize) -> bool) {
+    // Those that are left stay in sight: what is done with a slice that becomes empty may lead back here.
+    for place in heap.aside.blocks.iter().take(heap.aside.count.get()).filter(|place| fits(place.get() as usize)) {
+        let block = place.replace(null_mut());
+        // SAFETY: a block of the heap started there when it was put aside; its span is the same, and it was not given since; the
+        // caller owns the heap.
         if !unsafe { fast::give_back_unless_free(heap, block) } {
             corrupt::report(TWICE, block as usize);
         }
@@ -195,11 +231,11 @@ fn settle_some(heap: &Heap) {
 
 /// Reports a block among them that was freed twice. Changes nothing: the program ends, maybe in a signal handler.
 pub fn verify(heap: &Heap) {
-    let blocks = || heap.aside.blocks.iter().take(heap.aside.count.get()).map(Cell::get);
-    for (i, block) in blocks().enumerate() {
+    for (i, block) in heap.aside.addresses().enumerate().filter(|(_, block)| *block != 0) {
         // SAFETY: units stay mapped for ever.
-        if unsafe { (*block).mark } == heap.mark() || blocks().take(i).any(|other| other == block) {
-            corrupt::report(TWICE, block as usize);
+        if unsafe { (*(block as *const Block)).mark } == heap.mark() || heap.aside.addresses().take(i).any(|other| other == block)
+        {
+            corrupt::report(TWICE, block);
         }
     }
 }

@@ -55,10 +55,10 @@ fn filled(size: usize) -> *mut u8 {
     if is_small(size) { refilled(size) } else { at_hand(size) }
 }
 
-/// Is there a bin for this size?
+/// Is there a bin for this size? That of 0 bytes stays empty: a class has one.
 #[inline(always)]
 pub fn is_small(size: usize) -> bool {
-    size <= SMALL
+    size.wrapping_sub(1) < SMALL
 }
 
 /// A block of up to 1 KiB where its bin is empty. Null: the thread has no heap yet, or there is no memory.
@@ -161,7 +161,7 @@ pub unsafe fn take(heap: &Heap, class: Class, size: usize) -> (*mut u8, bool) {
             let (block, zero) = refill::take(heap, class, false);
             return (block.cast(), zero);
         }
-        let bin = heap.bin(size);
+        let bin = heap.bin(size.max(1));
         let block = heap.pop(bin).unwrap_or_else(|| refill::fill(heap, bin, class));
         (block.cast(), false)
     }
@@ -291,15 +291,12 @@ unsafe fn give_back(heap: *const Heap, slice: usize, ptr: *mut u8, down: impl Fn
 /// Puts a plain block that was put aside into its slice's list. False, and nothing happens: it is free already.
 ///
 /// # Safety
-/// The caller owns the heap; a plain block of it started there, which nobody uses since.
+/// The caller owns the heap; a plain block of it starts there, in the span where it was put aside, and was not given since.
 pub unsafe fn give_back_unless_free(heap: &Heap, block: *mut Block) -> bool {
     let slice = offset(heap, block as usize) / SLICE;
     // SAFETY: the caller's promise: the slice is below the limit.
     unsafe {
-        // The slice of a block that was freed twice may be another span's by now, or none's: then it does not start there, or is marked.
-        let starts = is_put_aside(heap, slice, block.cast())
-            || matches!(heap.span(slice as u32).what(), Some((Kind::Plain, class)) if class.shape().starts_at(block as usize % SLICE));
-        let live = starts && (*block).mark != heap.mark();
+        let live = (*block).mark != heap.mark();
         if live {
             // Not by the thread's heap: a thread that ends has none any more.
             give_back(heap, slice, block.cast(), |_| refill::counted_down(heap, slice as u32));
@@ -406,7 +403,7 @@ pub unsafe fn resize_own(ptr: *mut u8, size: usize) -> *mut u8 {
         }
         let Some((Kind::Plain, class)) = span.what() else { return null_mut() };
         let usable = class.shape().size as usize;
-        if (*ptr.cast::<Block>()).mark == heap.mark() || size > MAX_RUN {
+        if (*ptr.cast::<Block>()).mark == heap.mark() || heap.aside.has(ptr as usize) || size > MAX_RUN {
             return null_mut();
         }
         // While not more than half is unused.

@@ -10,6 +10,7 @@ use super::span::{Kind, Span, Stand};
 use super::{aside, corrupt, large, runs};
 use crate::config;
 use crate::os::clock;
+use core::ptr::null_mut;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 use core::sync::atomic::fence;
 
@@ -75,7 +76,7 @@ unsafe fn fill_slow(heap: &Heap, bin: *mut *mut Block, class: Class) -> *mut Blo
             slice => slice,
         };
         if slice == 0 {
-            return core::ptr::null_mut();
+            return null_mut();
         }
         // SAFETY: the caller owns the heap, and the slice is a span of this class.
         unsafe {
@@ -90,10 +91,7 @@ unsafe fn fill_slow(heap: &Heap, bin: *mut *mut Block, class: Class) -> *mut Blo
             if got >= ENOUGH || all {
                 *bin = core::mem::replace(&mut *head, heap.end());
                 check.out.set(carved);
-                if got < ENOUGH {
-                    exhausted(heap, list, slice, ENOUGH, 0);
-                }
-                return heap.pop(bin).unwrap_or(core::ptr::null_mut());
+                return heap.pop(bin).unwrap_or(null_mut());
             }
             exhausted(heap, list, slice, ENOUGH, got);
         }
@@ -152,7 +150,7 @@ pub unsafe fn take(heap: &Heap, class: Class, described: bool) -> (*mut Block, b
         }
         visit(heap);
         if next(heap, class, described) == 0 {
-            return (core::ptr::null_mut(), false);
+            return (null_mut(), false);
         }
     }
 }
@@ -199,6 +197,7 @@ unsafe fn carve(heap: &Heap, slice: u32, class: Class, described: bool) -> bool 
 /// Makes another slice the class's current one: a waiting one, or a new one. 0: no memory.
 fn next(heap: &Heap, class: Class, described: bool) -> u32 {
     let list = heap.list(class, described);
+    aside::settle_slice(heap, list.first.get()); // what can be given from now on is not aside
     let mut slice = list.first.get();
     if slice != 0 {
         unlink(heap, slice, class, described);
@@ -215,8 +214,7 @@ fn next(heap: &Heap, class: Class, described: bool) -> u32 {
     // SAFETY: a slice of the heap.
     let (check, span) = unsafe { (heap.check(slice as usize), heap.span(slice)) };
     if !described {
-        let far = is_large(heap) && class.shape().size as usize <= COLD_MOST && heap.aside.is_cold();
-        open_to_free(heap, slice, class, far);
+        open_to_free(heap, slice, class, false);
     }
     span.stand.set(Stand::Current);
     check.out.set(check.out.get() + HELD);
@@ -224,11 +222,15 @@ fn next(heap: &Heap, class: Class, described: bool) -> u32 {
     slice
 }
 
-/// `free` may put the slice's plain blocks into its list from now on, or aside.
+/// `free` may put the slice's plain blocks into its list from now on, or aside, which is for slices alone whose free blocks are not given.
 fn open_to_free(heap: &Heap, slice: u32, class: Class, aside: bool) {
     // SAFETY: a slice of the heap, which the caller owns.
     unsafe {
         let (check, magic) = (heap.check(slice as usize), class.shape().magic);
+        let as_now = if aside { heap.aside_magic(slice as usize) } else { &check.magic };
+        if as_now.load(Relaxed) != 0 {
+            return;
+        }
         check.magic.store(if aside { 0 } else { magic }, Relaxed);
         heap.aside_magic(slice as usize).store(if aside { magic } else { 0 }, Relaxed);
         fence(SeqCst); // either this sees the watch or the watch closes what was opened
@@ -306,6 +308,9 @@ fn awaken(heap: &Heap, slice: u32, check: &Check, span: &Span) {
         heap.full.set(heap.full.get() - 1);
         let back = span.wake.get().saturating_sub(check.out.get());
         check.out.set(span.carved.load(Relaxed).saturating_sub(back));
+        if kind == Kind::Plain && class.shape().size as usize <= COLD_MOST && heap.aside.is_cold() {
+            open_to_free(heap, slice, class, true);
+        }
         link(heap, slice, class, kind == Kind::Described);
     }
 }
@@ -361,6 +366,7 @@ fn give_up(heap: &Heap, slice: u32) {
         close_to_free(heap, slice);
         heap.span(slice).dissolve();
     }
+    aside::reject_slice(heap, slice);
     heap.release_slices(slice, 1);
 }
 
@@ -404,7 +410,7 @@ unsafe fn empty_bin(heap: &Heap, bin: *mut *mut Block) {
 
 /// Gives up everything that is kept for reuse: bins, empty slices, runs, large blocks, dirty pages.
 pub fn trim(heap: &Heap) {
-    for size in (0..=SMALL).step_by(size_of::<Bin>()) {
+    for size in (1..=SMALL).step_by(size_of::<Bin>()) {
         // SAFETY: the caller owns the heap.
         unsafe { empty_bin(heap, heap.bin(size)) };
     }
