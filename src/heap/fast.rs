@@ -55,10 +55,10 @@ fn filled(size: usize) -> *mut u8 {
     if is_small(size) { refilled(size) } else { at_hand(size) }
 }
 
-/// Is there a bin for this size? That of 0 bytes stays empty: a class has one.
+/// Is there a bin for this size?
 #[inline(always)]
 pub fn is_small(size: usize) -> bool {
-    size.wrapping_sub(1) < SMALL
+    size <= SMALL
 }
 
 /// A block of up to 1 KiB where its bin is empty. Null: the thread has no heap yet, or there is no memory.
@@ -70,7 +70,7 @@ pub fn refilled(size: usize) -> *mut u8 {
         if (*heap).limit.get() == 0 {
             return null_mut();
         }
-        let bin = bin_of(heap, size);
+        let bin = bin_of(heap, size.max(1)); // that of 0 bytes stays empty: a class has one
         if *bin != (*heap).end() {
             return null_mut(); // what is wrong with it is found by the long way
         }
