@@ -459,6 +459,7 @@ pub unsafe fn free_others(ptr: *mut u8, large: bool) -> bool {
         }
         (*own.outbox.get()).add(heap, ptr.cast(), Some((span, shape.magic)), &mut thread::relieve);
     }
+    thread::follow(own);
     true
 }
 
@@ -468,6 +469,7 @@ pub unsafe fn free_others(ptr: *mut u8, large: bool) -> bool {
 /// # Safety
 /// As for [`free`].
 pub unsafe fn free_at(place: &Place, last: impl FnOnce()) -> bool {
+    thread::begin_with(place.heap);
     let heap = thread::heap();
     let own = core::ptr::eq(place.heap, heap);
     if !place.claim() {

@@ -131,6 +131,10 @@ pub struct Heap {
     pub number: Cell<u32>,
     /// Memory node that it was last used on, while nobody runs it.
     pub node: Cell<i32>,
+    /// Looks around that are left until its thread no longer counts as new.
+    pub young: Cell<u32>,
+    /// An idle heap whose blocks the thread frees while it is new.
+    pub wanted: Cell<*const Heap>,
     /// The next idle heap, under the depot's lock.
     pub next_idle: Cell<*const Heap>,
     /// What this thread frees of others' blocks.
@@ -217,6 +221,8 @@ impl Heap {
             aside: Aside::new(),
             number: Cell::new(0),
             node: Cell::new(0),
+            young: Cell::new(0),
+            wanted: Cell::new(null()),
             next_idle: Cell::new(null()),
             outbox: UnsafeCell::new(Outbox::new()),
             inbox: Remote(Inbox::new(AtomicUsize::new(0))),

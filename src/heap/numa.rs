@@ -45,6 +45,16 @@ pub unsafe fn adopt(first: &Cell<*const Heap>) -> Option<(&'static Heap, bool)> 
     }
 }
 
+/// Takes this one out of the list, if it is among the first and was used on the caller's node.
+///
+/// # Safety
+/// As for [`adopt`].
+pub unsafe fn adopt_this(first: &Cell<*const Heap>, wanted: &Heap) -> Option<&'static Heap> {
+    let near = |heap: &Heap| config::HEAP_NUMA.get() == ANY || heap.node.get() == topology::here();
+    // SAFETY: the caller's promise.
+    unsafe { take(first, |heap| core::ptr::eq(heap, wanted) && near(heap)) }
+}
+
 /// # Safety
 /// As for [`adopt`].
 unsafe fn take(first: &Cell<*const Heap>, fits: impl Fn(&Heap) -> bool) -> Option<&'static Heap> {
@@ -77,7 +87,11 @@ mod tests {
         // SAFETY: the list is the test's, of heaps that nobody runs.
         let taken =
             || unsafe { adopt(&first) }.map(|(heap, far)| (heaps.iter().position(|h| core::ptr::eq(*h, heap)).unwrap(), far));
-        assert_eq!([taken(), taken(), taken()], [Some((2, false)), Some((0, false)), Some((4, true))]);
+        // SAFETY: as below.
+        let this = |heap: &Heap| unsafe { adopt_this(&first, heap) }.is_some();
+        assert_eq!([this(heaps[1]), this(heaps[0]), this(heaps[0])], [false, true, false]);
+        heaps[0].next_idle.set(first.replace(heaps[0]));
+        assert_eq!([taken(), taken(), taken()], [Some((0, false)), Some((2, false)), Some((4, true))]);
         assert_eq!([taken(), taken(), taken()], [Some((3, true)), Some((1, true)), None]);
     }
 }

@@ -453,6 +453,7 @@ pub fn look_around(heap: &Heap) {
 #[cold]
 fn look(heap: &Heap) {
     heap.until_look.set(LOOK_EVERY);
+    heap.young.set(heap.young.get().saturating_sub(1));
     let now = clock::coarse_milliseconds();
     if now.wrapping_sub(heap.looked.get()) >= config::HEAP_IDLE.get() as u64 {
         heap.looked.set(now);

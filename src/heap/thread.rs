@@ -1,5 +1,5 @@
 //! Which heap a thread has, and heaps without a thread. A thread gets a heap with its first block, one that an ended thread left
-//! or a new one, and leaves it as it is when it ends. Blocks of a heap that nobody runs are taken back by whoever sends them, under
+//! or a new one, and leaves it as it is when it ends. One that begins by freeing an ended thread's blocks gets the heap of those. Blocks of a heap that nobody runs are taken back by whoever sends them, under
 //! the depot's lock. Threads that have ended but still allocate, and those that can get no heap, share the spare one.
 //! Called by the face and the long ways of `fast.rs`. Locks: the depot's before those of the large blocks.
 
@@ -33,6 +33,9 @@ static DEPOT: Mutex<Depot> = Mutex::new(Depot { windows: Windows::new(), idle: C
 
 /// How many heaps wait for a thread or are being left.
 static IDLE: AtomicUsize = AtomicUsize::new(0);
+
+/// So many times a heap looks around while its thread counts as new: it has filled bins eight times as often then.
+const YOUNG: u32 = 64;
 
 /// A heap's address.
 struct Known(AtomicUsize);
@@ -142,7 +145,57 @@ pub fn own() -> Option<&'static Heap> {
 
 /// The calling thread's heap, made if it is the first time.
 pub fn own_or_new() -> Option<&'static Heap> {
-    if core::ptr::eq(heap(), &BEFORE) { begin() } else { own() }
+    if core::ptr::eq(heap(), &BEFORE) { begin(None) } else { own() }
+}
+
+/// The calling thread frees a block of `heap`: if that is the first thing it does, and nobody runs the heap, it goes on with that one.
+pub fn begin_with(heap: &'static Heap) {
+    if core::ptr::eq(self::heap(), &BEFORE) {
+        begin(Some(heap));
+    }
+}
+
+/// A thread that is new frees blocks of a heap that nobody runs, as where threads hand their work on to others: it goes on with that heap.
+#[inline]
+pub fn follow(own: &'static Heap) {
+    if !own.wanted.get().is_null() {
+        change(own);
+    }
+}
+
+#[cold]
+fn change(own: &'static Heap) {
+    // SAFETY: null or a heap, never unmapped.
+    let Some(wanted) = (unsafe { own.wanted.replace(null()).as_ref() }) else { return };
+    let Some(heap) = take_this(&DEPOT.lock(), wanted) else { return };
+    let young = own.young.get() / 2; // not for ever from one to the next
+    leave(own, true);
+    if start(heap) {
+        heap.young.set(young);
+    }
+}
+
+/// Takes the heap out of the idle ones, if it is one.
+fn take_this(depot: &Depot, wanted: &Heap) -> Option<&'static Heap> {
+    // SAFETY: the depot's lock makes the list ours, and it is of idle heaps.
+    unsafe { numa::adopt_this(&depot.idle, wanted) }.inspect(|heap| take_over(heap))
+}
+
+/// Takes one of the idle heaps.
+fn take_any(depot: &Depot) -> Option<&'static Heap> {
+    // SAFETY: as above.
+    let (heap, far) = unsafe { numa::adopt(&depot.idle) }?;
+    take_over(heap);
+    if far {
+        refill::trim(heap);
+    }
+    Some(heap)
+}
+
+/// A heap is the calling thread's that was idle. Under the depot's lock.
+fn take_over(heap: &Heap) {
+    IDLE.fetch_sub(1, Ordering::Relaxed);
+    refill::collect(heap, heap.inbox.0.take_over());
 }
 
 /// Runs `f` with the thread's heap, or with the spare one under the lock. `prepaid` bytes are charged already; what is left of them
@@ -173,21 +226,11 @@ pub fn with<R>(prepaid: usize, f: impl FnOnce(&'static Heap) -> R) -> Option<R> 
 }
 
 #[cold]
-fn begin() -> Option<&'static Heap> {
+fn begin(wanted: Option<&Heap>) -> Option<&'static Heap> {
     let heap = {
         let mut depot = DEPOT.lock();
-        // SAFETY: the lock makes the list ours, and it is of idle heaps.
-        match unsafe { numa::adopt(&depot.idle) } {
-            Some((idle, far)) => {
-                IDLE.fetch_sub(1, Ordering::Relaxed);
-                refill::collect(idle, idle.inbox.0.take_over());
-                if far {
-                    refill::trim(idle);
-                }
-                Some(idle)
-            }
-            None => new_heap(&mut depot),
-        }
+        let idle = wanted.and_then(|wanted| take_this(&depot, wanted)).or_else(|| take_any(&depot));
+        idle.or_else(|| new_heap(&mut depot))
     };
     let Some(heap) = heap else {
         set_heap(&AFTER);
@@ -199,6 +242,8 @@ fn begin() -> Option<&'static Heap> {
 /// Makes the heap the calling thread's until it ends.
 fn start(heap: &'static Heap) -> bool {
     RUNNING.fetch_add(1, Ordering::Relaxed);
+    heap.young.set(YOUNG);
+    heap.wanted.set(null());
     // First the heap, then the key: setting the key may itself allocate where qmem is the program's malloc.
     set_heap(heap);
     let known = thread::on_exit(end, heap.mark() as *mut ());
@@ -271,6 +316,9 @@ pub fn relieve(heap: &'static Heap) {
     let _depot = DEPOT.lock();
     if heap.inbox.0.is_idle() {
         refill::collect(heap, heap.inbox.0.take_and_idle());
+        if let Some(own) = own().filter(|own| own.young.get() > 0) {
+            own.wanted.set(heap);
+        }
     }
 }
 
@@ -279,7 +327,7 @@ pub fn send(heap: &'static Heap, block: *mut Block) {
     if let Some(own) = own_or_new() {
         // SAFETY: the thread's own heap; the block is as the outbox wants it.
         unsafe { (*own.outbox.get()).add(heap, block, None, &mut relieve) };
-        return;
+        return follow(own);
     }
     // SAFETY: the block is ours alone.
     unsafe {

@@ -231,3 +231,43 @@ fn a_thread_that_ends_gives_back_what_it_had_put_aside() {
     let after = charged();
     assert!(after <= before, "{after} bytes stay charged, {before} at the start");
 }
+
+/// Blocks of a heap that nobody runs, and that is not the next one that a thread would get.
+fn left_behind() -> Vec<usize> {
+    let (has_heap, wait) = std::sync::mpsc::channel();
+    let (end, until) = std::sync::mpsc::channel::<()>();
+    let other = std::thread::spawn(move || {
+        assert!(free(heap::malloc(64)));
+        has_heap.send(()).unwrap();
+        until.recv().unwrap();
+    });
+    wait.recv().unwrap();
+    let blocks = std::thread::spawn(|| (0..5000).map(|_| heap::malloc(64) as usize).collect()).join().unwrap();
+    end.send(()).unwrap();
+    other.join().unwrap();
+    blocks
+}
+
+/// Threads that hand their blocks on: the next one need not send them back.
+#[test]
+fn who_frees_an_idle_heaps_blocks_goes_on_with_that_heap() {
+    let _guard = alone();
+    for own_first in [false, true] {
+        let blocks = left_behind();
+        let work = move || {
+            let own = if own_first { heap::malloc(64) } else { null_mut() };
+            for block in &blocks {
+                assert!(free(*block as *mut u8));
+                if !own_first {
+                    break;
+                }
+            }
+            let new = heap::malloc(64);
+            assert!(new as usize == blocks[0] || (new as usize).abs_diff(blocks[0]) < 64 << 20, "{new:?} is of another heap");
+            assert!(free(new));
+            let rest = if own_first { vec![own] } else { blocks[1..].iter().map(|block| *block as *mut u8).collect() };
+            rest.into_iter().for_each(|block| assert!(free(block)));
+        };
+        std::thread::spawn(work).join().unwrap();
+    }
+}
