@@ -1,6 +1,7 @@
 //! Which heap a thread has, and heaps without a thread. A thread gets a heap with its first block, one that an ended thread left
-//! or a new one, and leaves it as it is when it ends. One that begins by freeing an ended thread's blocks gets the heap of those. Blocks of a heap that nobody runs are taken back by whoever sends them, under
-//! the depot's lock. Threads that have ended but still allocate, and those that can get no heap, share the spare one.
+//! or a new one, and leaves it as it is when it ends. One that begins by freeing an ended thread's blocks gets the heap of those.
+//! Blocks of a heap that nobody runs are taken back by whoever sends them, under the depot's lock. Threads that have ended but still
+//! allocate, and those that can get no heap, share the spare one.
 //! Called by the face and the long ways of `fast.rs`. Locks: the depot's before those of the large blocks.
 
 use super::block::{Block, Messages};
@@ -156,6 +157,7 @@ pub fn begin_with(heap: &'static Heap) {
 }
 
 /// A thread that is new frees blocks of a heap that nobody runs, as where threads hand their work on to others: it goes on with that heap.
+/// For frees by the program alone: who holds what goes by the thread's heap must not lose it on the way.
 #[inline]
 pub fn follow(own: &'static Heap) {
     if !own.wanted.get().is_null() {
@@ -327,7 +329,7 @@ pub fn send(heap: &'static Heap, block: *mut Block) {
     if let Some(own) = own_or_new() {
         // SAFETY: the thread's own heap; the block is as the outbox wants it.
         unsafe { (*own.outbox.get()).add(heap, block, None, &mut relieve) };
-        return follow(own);
+        return;
     }
     // SAFETY: the block is ours alone.
     unsafe {
