@@ -69,6 +69,32 @@ static void one_of_many_before_given(void) {
   kill(getpid(), SIGKILL); /* too late */
 }
 
+/* The slice that would have been the next to give is empty once what was put aside is looked at, and the one after it gives. */
+enum { KILOBYTES = 20000 };
+static void *kilobytes[KILOBYTES];
+static size_t of_slice(size_t slice, void **found, size_t most) {
+  size_t count = 0;
+  for (size_t i = 0; i < KILOBYTES && count < most; i++)
+    if ((size_t)kilobytes[i] >> 16 == slice) found[count++] = kilobytes[i];
+  return count;
+}
+static void one_behind_an_emptied_slice(void) {
+  void *first[64], *second[64], *volatile p;
+  size_t slice = (size_t)kilobytes[below(KILOBYTES)] >> 16, other = slice;
+  while (other == slice) other = (size_t)kilobytes[below(KILOBYTES)] >> 16;
+  for (size_t i = 0; i < KILOBYTES / 2; i++) if (!malloc(1000)) return; /* what has free blocks has none now */
+  size_t in_first = of_slice(slice, first, 64), in_second = of_slice(other, second, 64);
+  for (size_t i = 1; i < in_second / 2; i++) free(second[i]);
+  for (size_t i = 0; i < in_first; i++) free(first[i]);
+  free(p = second[0]);
+  bool given = false;
+  for (size_t left = below(60); left > 0 && !given; left--) given = malloc(1000) == p;
+  free(p);
+  if (given) free(p);
+  for (size_t left = 2 * KILOBYTES; left > 0; left--)
+    if (malloc(1000) == p) kill(getpid(), SIGKILL); /* too late */
+}
+
 static void aborts(const char *name, void (*bad)(void), const char *word) {
   char text[1024] = "";
   int pipes[2], status;
@@ -111,6 +137,16 @@ int main(void) {
     for (int i = 0; i < 20000; i++) replace_one(0);
     aborts("one of many, before it is given", one_of_many_before_given, "freed already");
   }
+  for (int i = 0; i < KILOBYTES; i++) kilobytes[i] = malloc(1000);
+  for (int round = 0; round < 100; round++) {
+    for (int i = 0; i < 1000; i++) {
+      size_t at = below(KILOBYTES);
+      free(kilobytes[at]);
+      kilobytes[at] = malloc(1000);
+    }
+    aborts("one behind an emptied slice", one_behind_an_emptied_slice, "freed already");
+  }
+  for (int i = 0; i < KILOBYTES; i++) free(kilobytes[i]);
   for (int i = 0; i < MANY; i++) free(many[i]);
   /* libc's own blocks are foreign, and go where they came from */
   for (int i = 0; i < 1000; i++) free(__libc_malloc((size_t)i * 300));

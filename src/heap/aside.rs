@@ -45,7 +45,8 @@ pub struct Aside {
     batches: Cell<u32>,
     /// The next block is looked at.
     wanted: Cell<bool>,
-    blocks: [Cell<*mut Block>; MOST],
+    /// One more than there are: a report while all are looked at may end in a handler of the program's, which may free.
+    blocks: [Cell<*mut Block>; MOST + 1],
 }
 
 impl Aside {
@@ -57,7 +58,7 @@ impl Aside {
             since: Cell::new(0),
             batches: Cell::new(0),
             wanted: Cell::new(false),
-            blocks: [const { Cell::new(null_mut()) }; MOST],
+            blocks: [const { Cell::new(null_mut()) }; MOST + 1],
         }
     }
 
@@ -160,10 +161,10 @@ pub unsafe fn put(heap: *const Heap, block: *mut Block) {
         return look_and_put(block);
     }
     ask_for(block);
-    // SAFETY: where it reaches MOST all are looked at, and there are none again.
+    // SAFETY: where it reaches MOST all are looked at, and there are none again; meanwhile it is MOST.
     unsafe { heap.aside.blocks.get_unchecked(count) }.set(block);
     heap.aside.count.set(count + 1);
-    if count + 1 == MOST {
+    if count + 1 >= MOST {
         settle_some(heap);
     }
 }

@@ -197,8 +197,14 @@ unsafe fn carve(heap: &Heap, slice: u32, class: Class, described: bool) -> bool 
 /// Makes another slice the class's current one: a waiting one, or a new one. 0: no memory.
 fn next(heap: &Heap, class: Class, described: bool) -> u32 {
     let list = heap.list(class, described);
-    aside::settle_slice(heap, list.first.get()); // what can be given from now on is not aside
     let mut slice = list.first.get();
+    loop {
+        aside::settle_slice(heap, slice); // what can be given from now on is not aside
+        match list.first.get() {
+            same if same == slice => break,
+            other => slice = other, // that was the last of it
+        }
+    }
     if slice != 0 {
         unlink(heap, slice, class, described);
     } else {

@@ -168,7 +168,8 @@ pub fn follow(own: &'static Heap) {
 #[cold]
 fn change(own: &'static Heap) {
     // SAFETY: null or a heap, never unmapped.
-    let Some(wanted) = (unsafe { own.wanted.replace(null()).as_ref() }) else { return };
+    let wanted = unsafe { own.wanted.replace(null()).as_ref() };
+    let Some(wanted) = wanted.filter(|_| own.young.get() > 0) else { return };
     let Some(heap) = take_this(&DEPOT.lock(), wanted) else { return };
     let young = own.young.get() / 2; // not for ever from one to the next
     leave(own, true);
