@@ -36,6 +36,7 @@ static void one_of_many_again(void) {
   for (int i = 1000; i < 1100; i++) free(many[LATE + i]);
   free(p);
 }
+static void one_of_many_realloc(void) { void *volatile p = many[LATE]; free(p); block = realloc(p, 100); }
 static void one_of_many_and_exit(void) { one_of_many_again(); exit(0); }
 static void one_of_many_and_more(void) {
   one_of_many_again();
@@ -43,7 +44,6 @@ static void one_of_many_and_more(void) {
   sleep(60);
 }
 
-/* Where blocks come and go at random: freed again before it was given, and seen before it is. */
 static unsigned long random_state = 1;
 static size_t below(size_t n) {
   random_state = random_state * 6364136223846793005u + 1442695040888963407u;
@@ -54,45 +54,47 @@ static void *replace_one(size_t but) {
   free(many[at]);
   return many[at] = malloc(48);
 }
-static void one_of_many_before_given(void) {
-  size_t at;
-  void *volatile p;
-  bool given;
-  do {
-    at = below(MANY), given = false;
-    free(p = many[at]);
-    for (size_t left = below(300); left > 0; left--) given |= replace_one(at) == p;
-    if (given) many[at] = malloc(48);
-  } while (given);
-  free(p);
-  while (malloc(48) != p && replace_one(at) != p) continue;
-  kill(getpid(), SIGKILL); /* too late */
-}
-
-/* The slice that would have been the next to give is empty once what was put aside is looked at, and the one after it gives. */
+/* Freed again before it was given, and seen before it is: of a slice whose blocks are given now or next. */
 enum { KILOBYTES = 20000 };
 static void *kilobytes[KILOBYTES];
+static size_t a_slice(void) { return (size_t)kilobytes[below(KILOBYTES)] >> 16; }
 static size_t of_slice(size_t slice, void **found, size_t most) {
   size_t count = 0;
   for (size_t i = 0; i < KILOBYTES && count < most; i++)
     if ((size_t)kilobytes[i] >> 16 == slice) found[count++] = kilobytes[i];
   return count;
 }
-static void one_behind_an_emptied_slice(void) {
-  void *first[64], *second[64], *volatile p;
-  size_t slice = (size_t)kilobytes[below(KILOBYTES)] >> 16, other = slice;
-  while (other == slice) other = (size_t)kilobytes[below(KILOBYTES)] >> 16;
-  for (size_t i = 0; i < KILOBYTES / 2; i++) if (!malloc(1000)) return; /* what has free blocks has none now */
-  size_t in_first = of_slice(slice, first, 64), in_second = of_slice(other, second, 64);
-  for (size_t i = 1; i < in_second / 2; i++) free(second[i]);
-  for (size_t i = 0; i < in_first; i++) free(first[i]);
-  free(p = second[0]);
+/* What had free blocks has none after this. */
+static void use_up(void) {
+  for (size_t left = KILOBYTES / 2; left > 0; left--)
+    if (!malloc(1000)) exit(1);
+}
+static void free_again(void *volatile p, size_t given_before) {
   bool given = false;
-  for (size_t left = below(60); left > 0 && !given; left--) given = malloc(1000) == p;
+  for (; given_before > 0 && !given; given_before--) given = malloc(1000) == p;
   free(p);
   if (given) free(p);
   for (size_t left = 2 * KILOBYTES; left > 0; left--)
     if (malloc(1000) == p) kill(getpid(), SIGKILL); /* too late */
+}
+static void one_of_the_slice_that_gives(void) {
+  void *blocks[64];
+  use_up();
+  size_t count = of_slice(a_slice(), blocks, 64), at = below(count);
+  for (size_t i = 0; i < count; i++) free(blocks[i]);
+  free_again(blocks[at], below(100));
+}
+/* The slice that would have been the next to give is empty once what was put aside is looked at, and the one after it gives. */
+static void one_behind_an_emptied_slice(void) {
+  void *first[64], *second[64];
+  size_t slice = a_slice(), other = slice;
+  while (other == slice) other = a_slice();
+  use_up();
+  size_t in_first = of_slice(slice, first, 64), in_second = of_slice(other, second, 64);
+  for (size_t i = 1; i < in_second / 2; i++) free(second[i]);
+  for (size_t i = 0; i < in_first; i++) free(first[i]);
+  free(second[0]);
+  free_again(second[0], below(60));
 }
 
 static void aborts(const char *name, void (*bad)(void), const char *word) {
@@ -129,14 +131,12 @@ int main(void) {
   aborts("realloc interior", realloc_interior, "realloc: ");
   aborts("realloc freed", realloc_freed, "realloc: ");
   for (int i = 0; i < MANY; i++) many[i] = malloc(48);
+  for (int i = 0; i < 20000; i++) replace_one(LATE); /* at random, so that frees are known to be cold */
   aborts("one of many, twice", one_of_many_twice, "freed already");
   aborts("one of many, again", one_of_many_again, "freed already");
+  aborts("one of many, realloc", one_of_many_realloc, "realloc: ");
   aborts("one of many, and exit", one_of_many_and_exit, "freed already");
   aborts("one of many, and more", one_of_many_and_more, "freed already");
-  for (int round = 0; round < 60; round++) {
-    for (int i = 0; i < 20000; i++) replace_one(0);
-    aborts("one of many, before it is given", one_of_many_before_given, "freed already");
-  }
   for (int i = 0; i < KILOBYTES; i++) kilobytes[i] = malloc(1000);
   for (int round = 0; round < 100; round++) {
     for (int i = 0; i < 1000; i++) {
@@ -144,6 +144,7 @@ int main(void) {
       free(kilobytes[at]);
       kilobytes[at] = malloc(1000);
     }
+    aborts("one of the slice that gives", one_of_the_slice_that_gives, "freed already");
     aborts("one behind an emptied slice", one_behind_an_emptied_slice, "freed already");
   }
   for (int i = 0; i < KILOBYTES; i++) free(kilobytes[i]);

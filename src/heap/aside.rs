@@ -35,7 +35,7 @@ const TICKS: u64 = 40;
 
 /// The blocks, oldest first. All zero: none.
 pub struct Aside {
-    /// Places that are taken. What is null in them was looked at before the others, as is all behind them.
+    /// Places in use, from the first on; null in one of them was looked at before the rest. All behind them are null.
     count: Cell<usize>,
     /// How cold the blocks were that were looked at.
     cold: Cell<i32>,
@@ -194,10 +194,10 @@ pub fn settle(heap: &Heap) {
 #[inline]
 pub fn settle_slice(heap: &Heap, slice: u32) {
     let start = heap.start_of(slice);
-    // Without an end before the last one: there mostly is none, and this takes a dozen cycles.
-    let some = heap.aside.blocks.iter().fold(false, |some, block| some | (block.get() as usize ^ start < SLICE));
-    if some {
-        settle_each(heap, |block| block ^ start < SLICE);
+    let inside = |block: usize| block ^ start < SLICE;
+    // There mostly is none: asked of all, so that the processor need not guess where to stop.
+    if heap.aside.blocks.iter().fold(false, |some, block| some | inside(block.get() as usize)) {
+        settle_each(heap, inside);
     }
 }
 

@@ -67,7 +67,7 @@ pub struct Block {
 pub enum Lookup {
     /// The start of a live block.
     Live(Block),
-    /// Inside a block (or former block) that was freed and starts there.
+    /// Inside a block (or former block) that was freed and starts there, or was not given yet.
     Freed {
         /// Where it started; the address itself if its span is gone too.
         start: *mut u8,
@@ -421,8 +421,8 @@ pub fn find(ptr: *const u8) -> Lookup {
                 let block = Block { start: place.start as *mut u8, size, usable: place.usable, tag };
                 if address == place.start { Lookup::Live(block) } else { Lookup::Interior(block) }
             }
-            Some(State::Freed) | None => Lookup::Freed { start: place.start as *mut u8 },
-            Some(State::Never) => Lookup::Unknown,
+            // What was not given since its slice was cut may have been given before.
+            Some(State::Freed | State::Never) | None => Lookup::Freed { start: place.start as *mut u8 },
         },
         Some(Found::Large(place)) => {
             let block = place.block();

@@ -87,7 +87,7 @@ mod tests {
         // SAFETY: the list is the test's, of heaps that nobody runs.
         let taken =
             || unsafe { adopt(&first) }.map(|(heap, far)| (heaps.iter().position(|h| core::ptr::eq(*h, heap)).unwrap(), far));
-        // SAFETY: as below.
+        // SAFETY: as above.
         let this = |heap: &Heap| unsafe { adopt_this(&first, heap) }.is_some();
         assert_eq!([this(heaps[1]), this(heaps[0]), this(heaps[0])], [false, true, false]);
         heaps[0].next_idle.set(first.replace(heaps[0]));

@@ -271,3 +271,19 @@ fn who_frees_an_idle_heaps_blocks_goes_on_with_that_heap() {
         std::thread::spawn(work).join().unwrap();
     }
 }
+
+/// Of each class one bin has blocks: what is free is given from one place.
+#[test]
+fn blocks_of_no_bytes_come_from_where_blocks_of_sixteen_come_from() {
+    let _guard = alone();
+    let work = || {
+        // What lies ready goes first, in whatever order.
+        let mut blocks: Vec<*mut u8> = (0..200_000).map(|_| heap::malloc(16)).collect();
+        let pairs: Vec<_> = (0..500).map(|_| (heap::malloc(0), heap::malloc(16))).collect();
+        let together = pairs.iter().filter(|(none, some)| (*none as usize).abs_diff(*some as usize) == 16).count();
+        blocks.extend(pairs.iter().flat_map(|(none, some)| [*none, *some]));
+        blocks.into_iter().for_each(|block| assert!(free(block)));
+        assert!(together > 450, "{together} of 500 pairs lie side by side");
+    };
+    std::thread::spawn(work).join().unwrap();
+}
