@@ -66,16 +66,13 @@ fn configure() -> Result<(), Error> {
 /// A block of `size` bytes; NULL and ENOMEM where there is none.
 #[inline(always)]
 pub fn malloc(size: usize) -> *mut u8 {
-    heap::malloc_or(size, malloc_slow)
+    heap::malloc_or(size, malloc_larger, malloc_small)
 }
 
-/// [`malloc`] where the thread has no such block at hand.
+/// [`malloc`] above 1 KiB. What is paged is larger than what has a class.
 #[inline(never)]
-fn malloc_slow(size: usize) -> *mut u8 {
-    if heap::is_small(size) {
-        return malloc_small(size);
-    }
-    let block = ready(size);
+fn malloc_larger(size: usize) -> *mut u8 {
+    let block = if heap::is_medium(size) { heap::at_hand_medium(size) } else { ready(size) };
     if block.is_null() { malloc_at_length(size) } else { block }
 }
 

@@ -111,7 +111,7 @@ impl Aside {
 
 /// Asks for the line of a block that will be written to soon.
 #[inline(always)]
-fn ask_for(block: *mut Block) {
+pub fn ask_for(block: *mut Block) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a hint, at whatever address.
     unsafe {

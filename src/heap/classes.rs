@@ -29,6 +29,8 @@ pub struct Shape {
     /// 2^32 / size, rounded up: `offset * magic`, cut to 32 bits, is below `magic` where the offset is a multiple of the size
     /// (Lemire, Kaser and Kurz, "Faster remainder by direct computation"), and its upper half is the quotient.
     pub magic: u32,
+    /// Of blocks above [`SMALL`]: [`OPEN`], the class's number among those from bit [`OPEN_CLASS`] on, and the magic below; else 0.
+    pub open: u32,
     /// Plain blocks per slice.
     pub blocks: u32,
     /// Blocks that a bin gets at least when it is filled, if they can be had, so that filling it is not the rule.
@@ -43,6 +45,20 @@ pub struct Shape {
     pub width: u32,
 }
 
+/// See [`Shape::open`].
+pub const OPEN: u32 = 1 << 31;
+/// See [`Shape::open`].
+pub const OPEN_CLASS: u32 = 22;
+/// With [`OPEN`]: how many lists of blocks that others freed are on their way to the slice; [`SHARED`] itself: too many to count.
+pub const SHARED: u32 = 7 << SHARED_SHIFT;
+/// See [`SHARED`].
+pub const SHARED_SHIFT: u32 = 28;
+const _: () = assert!(COUNT - STEPS <= 1 << (SHARED_SHIFT - OPEN_CLASS) && SLICE / SMALL <= u64::BITS as usize);
+/// Blocks of a class in a magazine at most.
+pub const MAGAZINE: u32 = 30;
+/// Bytes of blocks in a magazine at most, but for the largest, of which there are two.
+const MAGAZINE_BYTES: u32 = 64 << 10;
+
 /// Bytes of blocks in a bin that was filled, between the bounds of [`GOOD`].
 const GOOD_BYTES: usize = 4096;
 /// Blocks in a bin that was filled.
@@ -51,27 +67,33 @@ pub const GOOD: core::ops::RangeInclusive<u32> = 10..=128;
 /// One shape per class.
 #[allow(clippy::indexing_slicing)] // evaluated by the compiler: a wrong index does not build
 static SHAPES: [Shape; COUNT] = {
-    let mut shapes = [Shape { size: 0, magic: 0, blocks: 0, good: 0, described: 0, side: 0, slack: 0, width: 0 }; COUNT];
+    let mut shapes = [Shape { size: 0, magic: 0, open: 0, blocks: 0, good: 0, described: 0, side: 0, slack: 0, width: 0 }; COUNT];
     let mut i = 0;
     while i < COUNT {
         shapes[i] = shape(size_of_class(i));
+        if i >= STEPS {
+            assert!(shapes[i].magic < 1 << OPEN_CLASS);
+            shapes[i].open = OPEN | ((i - STEPS) as u32) << OPEN_CLASS | shapes[i].magic;
+        }
         i += 1;
     }
     shapes
 };
 
-/// Classes of sizes above [`SMALL`], where all are multiples of this many bytes less one.
+/// Classes of sizes above [`SMALL`] are multiples of so many bytes, as a power of two.
 const STEP_BITS: u32 = 7;
 /// Classes of 16-byte steps.
 const STEPS: usize = SMALL / 16;
 
 /// The classes by steps, so that finding one is a load.
 #[allow(clippy::indexing_slicing)] // as above
-static MEDIUM: [Class; MAX_SMALL >> STEP_BITS] = {
-    let mut steps = [Class(0); MAX_SMALL >> STEP_BITS];
+static MEDIUM: [u8; MAX_SMALL >> STEP_BITS] = {
+    let mut steps = [0; MAX_SMALL >> STEP_BITS];
     let mut i = 0;
     while i < steps.len() {
-        steps[i] = Class::of_size((i << STEP_BITS) + 1);
+        if i << STEP_BITS >= SMALL {
+            steps[i] = Class::of_size((i << STEP_BITS) + 1).0 - STEPS as u8;
+        }
         i += 1;
     }
     steps
@@ -98,6 +120,7 @@ const fn shape(size: usize) -> Shape {
     Shape {
         size: size as u32,
         magic: (1u64 << 32).div_ceil(size as u64) as u32,
+        open: 0,
         blocks: blocks as u32,
         good: match (GOOD_BYTES / size) as u32 {
             few if few < *GOOD.start() => *GOOD.start(),
@@ -153,11 +176,29 @@ impl Class {
         Self((size.saturating_sub(1) >> 4) as u8)
     }
 
-    /// [`of_size`](Self::of_size) for sizes above 1024.
+    /// The number among those above [`SMALL`] of the class of `size` bytes, more than that.
     #[inline(always)]
-    pub fn of_medium(size: usize) -> Self {
+    pub fn medium_of(size: usize) -> u32 {
         debug_assert!(size > SMALL && size <= MAX_SMALL);
-        MEDIUM.get((size - 1) >> STEP_BITS).copied().unwrap_or(Self(0)) // always there
+        u32::from(MEDIUM.get((size - 1) >> STEP_BITS).copied().unwrap_or(0)) // always there
+    }
+
+    /// Is it one of those above [`SMALL`]: without a bin, and with a bit for each block of a slice?
+    #[inline(always)]
+    pub fn is_medium(self) -> bool {
+        self.0 as usize >= STEPS
+    }
+
+    /// Its number among those.
+    #[inline(always)]
+    pub fn medium(self) -> u32 {
+        u32::from(self.0) - STEPS as u32
+    }
+
+    /// How many blocks its magazine holds.
+    #[inline]
+    pub fn magazine(self) -> u32 {
+        (MAGAZINE_BYTES / self.shape().size).min(MAGAZINE)
     }
 
     /// As stored in a span's record; None if it is no class.
@@ -175,7 +216,7 @@ impl Class {
     /// How its slices are laid out.
     #[inline]
     pub fn shape(self) -> &'static Shape {
-        const EMPTY: Shape = Shape { size: 16, magic: 0, blocks: 0, good: 0, described: 0, side: 0, slack: 0, width: 1 };
+        const EMPTY: Shape = Shape { size: 16, magic: 0, open: 0, blocks: 0, good: 0, described: 0, side: 0, slack: 0, width: 1 };
         SHAPES.get(self.0 as usize).unwrap_or(&EMPTY) // never EMPTY: the number is below COUNT
     }
 }
@@ -204,7 +245,10 @@ mod tests {
             let class = Class::of(size, 1).unwrap();
             assert!(class.shape().size as usize >= size);
             assert!(class.0 == 0 || (Class(class.0 - 1).shape().size as usize) < size, "{size}");
-            assert!(if size > SMALL { Class::of_medium(size) } else { Class::of_small(size) } == class, "{size}");
+            assert!(
+                if size > SMALL { Class::medium_of(size) == class.medium() } else { Class::of_small(size) == class },
+                "{size}"
+            );
             if size > 128 {
                 let waste = class.shape().size as usize - size;
                 assert!(waste * 8 <= class.shape().size as usize, "{size} wastes {waste}");

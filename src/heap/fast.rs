@@ -6,11 +6,11 @@
 //! Then mark it, put it into the slice's list, and count: at 0 the slice is empty.
 
 use super::block::Block;
-use super::classes::{Class, MAX_RUN, MAX_SMALL, SLICE, SMALL};
+use super::classes::{Class, MAX_RUN, MAX_SMALL, OPEN, OPEN_CLASS, SLICE, SMALL};
 use super::local::{CHECKS, Heap, RECORD, bin_of, offset};
 use super::span::{self, Kind, PLAIN_TAG, Place};
 use super::thread;
-use super::{aside, large, refill, runs};
+use super::{aside, large, medium, refill, runs};
 use crate::ds::page_map::{self, Tag};
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::Ordering::Relaxed;
@@ -18,15 +18,15 @@ use core::sync::atomic::Ordering::Relaxed;
 /// A block of `size` bytes at a multiple of 16, uninitialised. Null: no memory.
 #[inline(always)]
 pub fn malloc(size: usize) -> *mut u8 {
-    malloc_or(size, malloc_at_length)
+    malloc_or(size, malloc_at_length, malloc_at_length)
 }
 
-/// [`malloc`], but what the bins up to 1 KiB do not have at hand is left to `slow`.
+/// [`malloc`], but what is above 1 KiB is left to `larger`, and what its bin does not have at hand to `empty`.
 #[inline(always)]
-pub fn malloc_or(size: usize, slow: impl FnOnce(usize) -> *mut u8) -> *mut u8 {
+pub fn malloc_or(size: usize, larger: impl FnOnce(usize) -> *mut u8, empty: impl FnOnce(usize) -> *mut u8) -> *mut u8 {
     let heap = thread::heap();
     if size > SMALL {
-        return slow(size);
+        return larger(size);
     }
     // SAFETY: the thread's heap is its own, and the index is below BINS; a list holds marked blocks and ends with a heap, whose
     // first word is no mark.
@@ -34,7 +34,7 @@ pub fn malloc_or(size: usize, slow: impl FnOnce(usize) -> *mut u8) -> *mut u8 {
         let bin = bin_of(heap, size);
         let block = *bin;
         if (*block).mark != heap as usize {
-            return slow(size);
+            return empty(size);
         }
         *bin = (*block).next;
         (*block).mark = 0;
@@ -52,13 +52,7 @@ pub fn malloc_at_length(size: usize) -> *mut u8 {
 /// [`refilled`] or [`at_hand`].
 #[inline(always)]
 fn filled(size: usize) -> *mut u8 {
-    if is_small(size) { refilled(size) } else { at_hand(size) }
-}
-
-/// Is there a bin for this size?
-#[inline(always)]
-pub fn is_small(size: usize) -> bool {
-    size <= SMALL
+    if size <= SMALL { refilled(size) } else { at_hand(size) }
 }
 
 /// A block of up to 1 KiB where its bin is empty. Null: the thread has no heap yet, or there is no memory.
@@ -84,26 +78,16 @@ pub fn at_hand(size: usize) -> *mut u8 {
     let heap = thread::heap();
     // SAFETY: the thread's heap is its own; a stand-in has no current slices, and its lists are empty.
     unsafe {
-        if size.wrapping_sub(SMALL + 1) < MAX_SMALL - SMALL {
-            let slice = (*heap).current(Class::of_medium(size)).get() as usize;
-            let head = (*heap).head(slice);
-            if slice != 0 && (**head).mark == heap as usize {
-                let block = *head;
-                *head = (*block).next;
-                (*block).mark = 0;
-                let check = (*heap).check(slice);
-                check.out.set(check.out.get() + 1);
-                return block.cast();
-            }
-        } else if size.wrapping_sub(MAX_SMALL + 1) < MAX_RUN - MAX_SMALL {
+        if medium::is_medium(size) {
+            return medium::at_hand_medium(size);
+        }
+        if size <= MAX_RUN {
             let count = size.div_ceil(SLICE) as u32;
             let bin = (*heap).run_bin(count);
             if (**bin).mark == heap as usize {
                 return runs::take_kept(&*heap, bin, count, size);
             }
-        } else if size > MAX_RUN
-            && let Some(heap) = thread::own()
-        {
+        } else if let Some(heap) = thread::own() {
             return large::reuse(heap, size, 16, PLAIN_TAG).map_or(null_mut(), NonNull::as_ptr);
         }
     }
@@ -114,7 +98,7 @@ pub fn at_hand(size: usize) -> *mut u8 {
 #[inline(always)]
 pub fn at_hand_aligned(size: usize, align: usize) -> *mut u8 {
     match Class::of(size, align) {
-        Some(class) => malloc_or(class.shape().size as usize, filled),
+        Some(class) => malloc_or(class.shape().size as usize, at_hand, refilled),
         None if align <= SLICE && size > MAX_SMALL && size <= MAX_RUN => at_hand(size), // runs start at slices
         None => null_mut(),
     }
@@ -158,8 +142,7 @@ pub unsafe fn take(heap: &Heap, class: Class, size: usize) -> (*mut u8, bool) {
     // SAFETY: the caller's promise.
     unsafe {
         if size > SMALL {
-            let (block, zero) = refill::take(heap, class, false);
-            return (block.cast(), zero);
+            return medium::take(heap, class);
         }
         let bin = heap.bin(size.max(1));
         let block = heap.pop(bin).unwrap_or_else(|| refill::fill(heap, bin, class));
@@ -259,8 +242,12 @@ pub unsafe fn free_or(ptr: *mut u8, slow: impl FnOnce(*mut u8)) {
                 if !seems_marked(heap, ptr) {
                     return give_back(heap, slice, ptr, counted_down);
                 }
-            } else if is_put_aside(heap, slice, ptr) {
-                return aside::put(heap, ptr.cast());
+            } else {
+                match way(heap, slice, ptr) {
+                    Way::Aside => return aside::put(heap, ptr.cast()),
+                    Way::Open(way) if medium::give_back(heap, slice, ptr, way) => return,
+                    _ => {}
+                }
             }
         }
     }
@@ -305,14 +292,32 @@ pub unsafe fn give_back_unless_free(heap: &Heap, block: *mut Block) -> bool {
     }
 }
 
-/// Does a plain block start here whose slice `free` puts aside?
-///
+/// What `free` does with a plain block of a slice whose check does not tell.
+#[derive(PartialEq)]
+enum Way {
+    /// Puts it aside.
+    Aside,
+    /// Puts it into its class's magazine: a block of more than 1 KiB, and what stands with the slice.
+    Open(u32),
+    /// No block starts there, or the slice is closed.
+    Long,
+}
+
 /// # Safety
 /// The slice is below the heap's limit.
 #[inline(always)]
-unsafe fn is_put_aside(heap: *const Heap, slice: usize, ptr: *mut u8) -> bool {
+unsafe fn way(heap: *const Heap, slice: usize, ptr: *mut u8) -> Way {
     // SAFETY: the caller's promise.
-    let magic = unsafe { (*heap).aside_magic(slice) }.load(Relaxed);
+    let way = unsafe { (*heap).way(slice) }.load(Relaxed);
+    if way & OPEN == 0 {
+        return if starts_by(way, ptr) { Way::Aside } else { Way::Long };
+    }
+    if starts_by(way & ((1 << OPEN_CLASS) - 1), ptr) { Way::Open(way) } else { Way::Long }
+}
+
+/// Does a block start at `ptr`, by its class's magic? 0: none does.
+#[inline(always)]
+fn starts_by(magic: u32, ptr: *mut u8) -> bool {
     let offset: u32;
     // The compiler would keep a factor of the first question for this one, which takes an instruction and a register there.
     #[cfg(target_arch = "x86_64")]
@@ -347,9 +352,13 @@ pub unsafe fn free_own(ptr: *mut u8) -> bool {
             return false;
         }
         let slice = offset / SLICE;
-        if is_put_aside(heap, slice, ptr) {
-            aside::put(heap, ptr.cast());
-            return true;
+        match way(heap, slice, ptr) {
+            Way::Aside => {
+                aside::put(heap, ptr.cast());
+                return true;
+            }
+            Way::Open(way) => return medium::give_back(heap, slice, ptr, way),
+            Way::Long => {}
         }
         if offset.is_multiple_of(SLICE) && (*heap).span(slice as u32).end_run() {
             runs::put(&*heap, slice as u32, ptr.cast());
@@ -372,7 +381,7 @@ pub fn usable_own(address: usize) -> Option<usize> {
     let (_, class) = unsafe {
         let slice = offset / SLICE;
         let block = address as *mut u8;
-        let known = offset < heap.limit.get() && (starts_block(heap, slice, block) || is_put_aside(heap, slice, block));
+        let known = offset < heap.limit.get() && (starts_block(heap, slice, block) || way(heap, slice, block) != Way::Long);
         known.then(|| heap.span(slice as u32).what()).flatten()?
     };
     Some(class.shape().size as usize)
@@ -393,7 +402,7 @@ pub unsafe fn resize_own(ptr: *mut u8, size: usize) -> *mut u8 {
     // SAFETY: the heap is the thread's own and the slice below its limit; the caller gives the block up.
     unsafe {
         let span = heap.span(slice);
-        if !starts_block(heap, slice as usize, ptr) && !is_put_aside(heap, slice as usize, ptr) {
+        if !starts_block(heap, slice as usize, ptr) && way(heap, slice as usize, ptr) == Way::Long {
             let grown = offset.is_multiple_of(SLICE) && size > MAX_SMALL && size <= MAX_RUN && span.is_plain_run();
             if grown && runs::resize(heap, slice, size) {
                 span.size.store(size, Relaxed);
@@ -403,7 +412,8 @@ pub unsafe fn resize_own(ptr: *mut u8, size: usize) -> *mut u8 {
         }
         let Some((Kind::Plain, class)) = span.what() else { return null_mut() };
         let usable = class.shape().size as usize;
-        if (*ptr.cast::<Block>()).mark == heap.mark() || heap.aside.has(ptr as usize) || size > MAX_RUN {
+        let freed = (*ptr.cast::<Block>()).mark == heap.mark() || class.is_medium() && !heap.is_live(offset);
+        if freed || heap.aside.has(ptr as usize) || size > MAX_RUN {
             return null_mut();
         }
         // While not more than half is unused.
@@ -452,12 +462,14 @@ pub unsafe fn free_others(ptr: *mut u8, large: bool) -> bool {
         // Not by the checks that `free` goes by: their counts change with every block, and so does the line that they are in.
         let span = heap.span(slice);
         let Some((Kind::Plain, class)) = span.what() else { return false };
-        let shape = class.shape();
-        let starts = shape.starts_at(ptr as usize - heap.start_of(slice));
+        let starts = class.shape().starts_at(ptr as usize - heap.start_of(slice));
         if !starts || span.watched.load(Relaxed) || (*ptr.cast::<Block>()).mark == heap.mark() {
             return false;
         }
-        (*own.outbox.get()).add(heap, ptr.cast(), Some((span, shape.magic)), &mut thread::relieve);
+        if class.is_medium() && !heap.is_live(offset(heap, ptr as usize)) {
+            return false;
+        }
+        (*own.outbox.get()).add(heap, ptr.cast(), Some((span, class)), &mut thread::relieve);
     }
     thread::follow(own);
     true

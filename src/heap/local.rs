@@ -6,6 +6,7 @@ use super::aside::Aside;
 use super::atomics::AtomicUsize;
 use super::block::Block;
 use super::classes::{COUNT, Class, RUNS, SLICE, SMALL};
+use super::magazines::Magazines;
 use super::outbox::Outbox;
 use super::remote::Inbox;
 use super::slices::Slices;
@@ -15,7 +16,7 @@ use crate::ds::Zeroed;
 use crate::os::vm;
 use core::cell::{Cell, UnsafeCell};
 use core::ptr::null;
-use core::sync::atomic::AtomicU32;
+use core::sync::atomic::{AtomicU32, AtomicU64};
 
 /// Slices of a window: 16 GiB.
 pub const SLICES: usize = 1 << 18;
@@ -28,14 +29,14 @@ pub const NARROW: usize = SLICES_AT_FIRST * SLICE;
 /// Offset of the record: its address, and so the mark of free blocks, has in its second byte what few data have. That byte alone is
 /// what `free` reads of a block first: a whole word would have to wait for the parts of it that the program has just written.
 pub const RECORD: usize = 0xa700;
-/// Offsets of the arrays from the window's start: list heads, checks, magics of what is put aside, spans, units.
+/// Offsets of the arrays from the window's start: list heads, checks, ways, spans, units.
 pub const HEADS: usize = SLICE;
 /// See [`HEADS`].
 pub const CHECKS: usize = HEADS + SLICES * size_of::<*mut Block>();
 /// See [`HEADS`].
-pub const ASIDES: usize = CHECKS + SLICES * size_of::<Check>();
+pub const WAYS: usize = CHECKS + SLICES * size_of::<Check>();
 /// See [`HEADS`].
-pub const SPANS: usize = ASIDES + SLICES * size_of::<AtomicU32>();
+pub const SPANS: usize = WAYS + SLICES * size_of::<AtomicU32>();
 /// See [`HEADS`].
 pub const UNITS: usize = SPANS + SLICES * size_of::<Span>();
 /// Slices of a unit.
@@ -115,6 +116,8 @@ pub struct Heap {
     pub kept_large: UnsafeCell<[Kept; config::HEAP_KEPT_LARGE]>,
     /// Slices by class, plain and described.
     lists: [[List; COUNT]; 2],
+    /// Free blocks of more than [`SMALL`] bytes to be given next.
+    pub magazines: Magazines,
     /// Free address space.
     pub slices: Slices,
     /// Slices of blocks that have none to give, or too few.
@@ -213,6 +216,7 @@ impl Heap {
             runs_reused: Cell::new(0),
             kept_large: UnsafeCell::new([Kept::NONE; config::HEAP_KEPT_LARGE]),
             lists: [const { [const { List::none() }; COUNT] }; 2],
+            magazines: Magazines::new(),
             slices: Slices::none(),
             full: Cell::new(0),
             until_look: Cell::new(0),
@@ -268,6 +272,17 @@ impl Heap {
         (self.window() + HEADS + slice * size_of::<*mut Block>()) as *mut *mut Block
     }
 
+    /// Which blocks of a slice of plain ones above [`SMALL`] bytes are live, in place of a list: a bit for each KiB, in which no more than one
+    /// block starts. Its owner alone writes them.
+    ///
+    /// # Safety
+    /// The slice is below `limit`.
+    #[inline(always)]
+    pub unsafe fn live(&self, slice: usize) -> &'static AtomicU64 {
+        // SAFETY: as for checks.
+        unsafe { &*((self.window() + HEADS + slice * size_of::<u64>()) as *const AtomicU64) }
+    }
+
     /// What `free` asks.
     ///
     /// # Safety
@@ -278,14 +293,15 @@ impl Heap {
         unsafe { &*((self.window() + CHECKS + slice * size_of::<Check>()) as *const Check) }
     }
 
-    /// The class's magic where `free` puts plain blocks aside before it looks at them; else 0.
+    /// What `free` does with plain blocks where the check says 0: the class's magic where it puts them aside before it looks at them, and
+    /// the class's [`Shape::open`](super::classes::Shape::open) where it remembers the slice; 0: neither.
     ///
     /// # Safety
     /// The slice is below `limit`.
     #[inline(always)]
-    pub unsafe fn aside_magic(&self, slice: usize) -> &'static AtomicU32 {
+    pub unsafe fn way(&self, slice: usize) -> &'static AtomicU32 {
         // SAFETY: as for checks.
-        unsafe { &*((self.window() + ASIDES + slice * size_of::<AtomicU32>()) as *const AtomicU32) }
+        unsafe { &*((self.window() + WAYS + slice * size_of::<AtomicU32>()) as *const AtomicU32) }
     }
 
     /// What is known of a slice.

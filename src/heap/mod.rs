@@ -19,6 +19,8 @@ mod corrupt;
 mod fast;
 mod large;
 mod local;
+mod magazines;
+mod medium;
 mod numa;
 mod outbox;
 mod refill;
@@ -39,9 +41,10 @@ use core::sync::atomic::Ordering;
 use span::{Kind, Place, State};
 
 pub use fast::{
-    at_hand, at_hand_aligned, free_or, free_others, free_own, is_small, malloc, malloc_at_length, malloc_or, malloc_slow,
-    refilled, resize_own, usable_own,
+    at_hand, at_hand_aligned, free_or, free_others, free_own, malloc, malloc_at_length, malloc_or, malloc_slow, refilled,
+    resize_own, usable_own,
 };
+pub use medium::{at_hand_medium, is_medium};
 pub use span::{MAX_TAG, PLAIN_TAG};
 
 /// Largest alignment served.

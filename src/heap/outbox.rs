@@ -2,12 +2,13 @@
 //! handed over a few lists at a time. Called by `thread.rs`; touched by its thread alone.
 
 use super::block::{Block, Messages};
-use super::classes::SLICE;
+use super::classes::{Class, SLICE};
 use super::local::Heap;
+use super::medium::bit_of;
 use super::remote::Links;
 use super::span::Span;
 use core::ptr::{null, null_mut};
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Slices gathered for at a time.
 const RING: usize = 16;
@@ -27,13 +28,15 @@ struct Gathered {
     span: *const Span,
     /// Plain blocks: where they start; else 0, by which nothing does.
     magic: u32,
+    /// Plain blocks of more than 1 KiB: which of the slice are live.
+    live: *const AtomicU64,
     count: u32,
     first: *mut Block,
     last: *mut Block,
 }
 
 const NOTHING: Gathered =
-    Gathered { slice: 0, heap: null(), span: null(), magic: 0, count: 0, first: null_mut(), last: null_mut() };
+    Gathered { slice: 0, heap: null(), span: null(), magic: 0, live: null(), count: 0, first: null_mut(), last: null_mut() };
 
 /// Messages for one heap.
 struct Parcel {
@@ -70,6 +73,10 @@ impl Outbox {
         if !starts || unsafe { (*gathered.span).watched.load(Relaxed) || (*block).mark == gathered.heap as usize } {
             return false;
         }
+        // SAFETY: the entries of slices with blocks are mapped for ever.
+        if unsafe { gathered.live.as_ref() }.is_some_and(|live| live.load(Relaxed) & bit_of(ptr as usize) == 0) {
+            return false;
+        }
         self.join(slice, block, post);
         true
     }
@@ -88,7 +95,7 @@ impl Outbox {
         }
     }
 
-    /// Adds a block of `heap`'s that its user gave up, and for a plain one its span and its class's magic; `post` is called with an
+    /// Adds a block of `heap`'s that its user gave up, and for a plain one its span and class; `post` is called with an
     /// idle heap that got messages.
     ///
     /// # Safety
@@ -98,7 +105,7 @@ impl Outbox {
         &mut self,
         heap: &'static Heap,
         block: *mut Block,
-        plain: Option<(&'static Span, u32)>,
+        plain: Option<(&'static Span, Class)>,
         post: &mut dyn FnMut(&'static Heap),
     ) {
         let slice = block as usize / SLICE;
@@ -108,8 +115,17 @@ impl Outbox {
         }
         // SAFETY: the caller's promise.
         unsafe { (*block).mark = heap.mark() };
-        let (span, magic) = plain.map_or((null(), 0), |(span, magic)| (span as *const Span, magic));
-        let fresh = Gathered { slice, heap, span, magic, count: 1, first: block, last: block };
+        let mut fresh = Gathered { slice, heap, count: 1, first: block, last: block, ..NOTHING };
+        if let Some((span, class)) = plain {
+            (fresh.span, fresh.magic) = (span, class.shape().magic);
+            if class.is_medium() {
+                // SAFETY: the slice has blocks.
+                fresh.live = unsafe { heap.live(heap.slice_of(block as usize) as usize) };
+            }
+        }
+        if plain.is_none_or(|(_, class)| class.is_medium()) {
+            heap.share(heap.slice_of(block as usize));
+        }
         let old = core::mem::replace(gathered, fresh);
         self.send(old, post);
     }

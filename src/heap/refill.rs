@@ -2,12 +2,12 @@
 //! blocks go that cannot simply be put into their slice's list. Called by the heap's owner alone.
 
 use super::block::{Block, Messages};
-use super::classes::{COUNT, Class, SLICE, SMALL};
+use super::classes::{COUNT, Class, SHARED, SLICE, SMALL};
 use super::local::{Bin, Check, Heap, List, offset};
 use super::remote::{END, Links};
 use super::slices::For;
 use super::span::{Kind, Span, Stand};
-use super::{aside, corrupt, large, runs};
+use super::{aside, corrupt, large, medium, runs};
 use crate::config;
 use crate::os::clock;
 use core::ptr::null_mut;
@@ -28,8 +28,6 @@ const ENOUGH: u32 = 4;
 const HELD: u32 = 1;
 /// Of a heap with so many bytes in slices that are full, blocks that are freed may have left the nearer caches: then `free` puts them aside.
 const COLD: usize = 3 << 20;
-/// Bytes of a block that is put aside at most.
-const COLD_MOST: usize = 8 << 10;
 /// Visits between two looks at the clock.
 const LOOK_EVERY: u32 = 7;
 
@@ -111,11 +109,9 @@ fn exhausted(heap: &Heap, list: &List, slice: u32, enough: u32, got: u32) {
     heap.full.set(heap.full.get() + 1);
     if is_large(heap)
         && let Some((Kind::Plain, class)) = span.what()
-        && class.shape().size as usize <= COLD_MOST
+        && !class.is_medium()
     {
-        // Only small blocks are many enough to learn from.
-        let small = class.shape().size as usize <= SMALL;
-        open_to_free(heap, slice, class, if small { heap.aside.expects_cold() } else { heap.aside.is_cold() });
+        open_to_free(heap, slice, class, heap.aside.expects_cold());
     }
 }
 
@@ -136,9 +132,7 @@ pub unsafe fn take(heap: &Heap, class: Class, described: bool) -> (*mut Block, b
         if slice != 0 {
             // SAFETY: the caller owns the heap, and the slice is a span of this class.
             unsafe {
-                if let Some(block) = heap.pop(heap.head(slice as usize)) {
-                    let check = heap.check(slice as usize);
-                    check.out.set(check.out.get() + 1);
+                if let Some(block) = take_from(heap, slice, class) {
                     return (block, fresh);
                 }
                 fresh = carve(heap, slice, class, described) && heap.span(slice).fresh.get();
@@ -152,6 +146,30 @@ pub unsafe fn take(heap: &Heap, class: Class, described: bool) -> (*mut Block, b
         if next(heap, class, described) == 0 {
             return (null_mut(), false);
         }
+    }
+}
+
+/// Takes a free block of a slice.
+///
+/// # Safety
+/// The caller owns the heap, and the slice is a span of this class.
+pub unsafe fn take_from(heap: &Heap, slice: u32, class: Class) -> Option<*mut Block> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if class.is_medium() {
+            let (free, check) = (&heap.span(slice).free, heap.check(slice as usize));
+            if free.get() == 0 {
+                return None;
+            }
+            let index = free.get().trailing_zeros() as usize;
+            free.set(free.get() & (free.get() - 1));
+            check.out.set(check.out.get() + 1);
+            return Some((heap.start_of(slice) + index * class.shape().size as usize) as *mut Block);
+        }
+        let block = heap.pop(heap.head(slice as usize))?;
+        let check = heap.check(slice as usize);
+        check.out.set(check.out.get() + 1);
+        Some(block)
     }
 }
 
@@ -174,12 +192,19 @@ unsafe fn carve(heap: &Heap, slice: u32, class: Class, described: bool) -> bool 
     let (span, head) = unsafe { (heap.span(slice), heap.head(slice as usize)) };
     let (shape, carved) = (class.shape(), span.carved.load(Relaxed));
     let all = if described { shape.described } else { shape.blocks };
-    let at_once = if shape.size as usize <= SMALL { (CARVE / shape.size).max(CARVE_LEAST) } else { 1 };
+    let at_once = if class.is_medium() { 1 } else { (CARVE / shape.size).max(CARVE_LEAST) };
     let count = (all - carved).min(at_once);
     if count == 0 {
         return false;
     }
     let (size, first) = (shape.size as usize, heap.start_of(slice) + carved as usize * shape.size as usize);
+    if class.is_medium() {
+        span.carved.store(carved + 1, Relaxed);
+        span.free.set(span.free.get() | 1 << carved);
+        // SAFETY: as below. A smaller block that was here may have left its mark.
+        unsafe { (*(first as *mut Block)).mark = 0 };
+        return true;
+    }
     for index in 0..count as usize {
         let block = first + index * size;
         // SAFETY: the blocks are inside the slice and were never given.
@@ -213,7 +238,11 @@ fn next(heap: &Heap, class: Class, described: bool) -> u32 {
         // SAFETY: the slice was just taken; the caller owns the heap.
         unsafe {
             heap.span(slice).carve(heap.start_of(slice), class, described, taken.zero);
-            *heap.head(slice as usize) = heap.end();
+            if class.is_medium() {
+                heap.live(slice as usize).store(0, Relaxed);
+            } else {
+                *heap.head(slice as usize) = heap.end();
+            }
             heap.check(slice as usize).out.set(0);
         }
     }
@@ -232,13 +261,20 @@ fn next(heap: &Heap, class: Class, described: bool) -> u32 {
 fn open_to_free(heap: &Heap, slice: u32, class: Class, aside: bool) {
     // SAFETY: a slice of the heap, which the caller owns.
     unsafe {
-        let (check, magic) = (heap.check(slice as usize), class.shape().magic);
-        let as_now = if aside { heap.aside_magic(slice as usize) } else { &check.magic };
-        if as_now.load(Relaxed) != 0 {
+        let (check, way, shape) = (heap.check(slice as usize), heap.way(slice as usize), class.shape());
+        let shared = if class.is_medium() { SHARED } else { 0 };
+        let (to_check, to_way) = if aside {
+            (0, shape.magic)
+        } else if class.is_medium() {
+            (0, shape.open)
+        } else {
+            (shape.magic, 0)
+        };
+        if check.magic.load(Relaxed) == to_check && way.load(Relaxed) | shared == to_way | shared {
             return;
         }
-        check.magic.store(if aside { 0 } else { magic }, Relaxed);
-        heap.aside_magic(slice as usize).store(if aside { magic } else { 0 }, Relaxed);
+        check.magic.store(to_check, Relaxed);
+        way.store(to_way, Relaxed);
         fence(SeqCst); // either this sees the watch or the watch closes what was opened
         if heap.span(slice).watched.load(Relaxed) {
             close_to_free(heap, slice);
@@ -252,7 +288,7 @@ unsafe fn close_to_free(heap: &Heap, slice: u32) {
     // SAFETY: the caller's promise.
     unsafe {
         heap.check(slice as usize).magic.store(0, Relaxed);
-        heap.aside_magic(slice as usize).store(0, Relaxed);
+        heap.way(slice as usize).store(0, Relaxed);
     }
 }
 
@@ -286,11 +322,17 @@ fn unlink(heap: &Heap, slice: u32, class: Class, described: bool) {
 /// The caller owns the heap; the blocks are of this slice, a span of blocks, freed and marked.
 pub unsafe fn put_list(heap: &Heap, slice: u32, first: *mut Block, last: *mut Block, count: u32) {
     // SAFETY: the caller's promise.
-    let (check, span, head) = unsafe { (heap.check(slice as usize), heap.span(slice), heap.head(slice as usize)) };
+    let (check, span) = unsafe { (heap.check(slice as usize), heap.span(slice)) };
     // SAFETY: as above.
     unsafe {
-        (*last).next = *head;
-        *head = first;
+        match span.what() {
+            Some((kind, class)) if class.is_medium() => medium::put_list(heap, slice, kind, class, first, count),
+            _ => {
+                let head = heap.head(slice as usize);
+                (*last).next = *head;
+                *head = first;
+            }
+        }
     }
     if span.stand.get() == Stand::Full && check.out.get() > count {
         check.out.set(check.out.get() - count);
@@ -314,7 +356,7 @@ fn awaken(heap: &Heap, slice: u32, check: &Check, span: &Span) {
         heap.full.set(heap.full.get() - 1);
         let back = span.wake.get().saturating_sub(check.out.get());
         check.out.set(span.carved.load(Relaxed).saturating_sub(back));
-        if kind == Kind::Plain && class.shape().size as usize <= COLD_MOST && heap.aside.is_cold() {
+        if kind == Kind::Plain && !class.is_medium() && heap.aside.is_cold() {
             open_to_free(heap, slice, class, true);
         }
         link(heap, slice, class, kind == Kind::Described);
@@ -392,7 +434,12 @@ pub fn collect(heap: &Heap, mut message: usize) {
             let slice = heap.slice_of(last as usize);
             match heap.span(slice).what() {
                 Some((Kind::Run, _)) => runs::put(heap, slice, last),
-                Some(_) => put_list(heap, slice, first, last, count),
+                Some((_, class)) => {
+                    if class.is_medium() {
+                        heap.unshare(slice);
+                    }
+                    put_list(heap, slice, first, last, count);
+                }
                 None => corrupt::report("a freed block is in no span,", last as usize),
             }
         }
@@ -416,6 +463,7 @@ unsafe fn empty_bin(heap: &Heap, bin: *mut *mut Block) {
 
 /// Gives up everything that is kept for reuse: bins, empty slices, runs, large blocks, dirty pages.
 pub fn trim(heap: &Heap) {
+    medium::unload(heap);
     for size in (1..=SMALL).step_by(size_of::<Bin>()) {
         // SAFETY: the caller owns the heap.
         unsafe { empty_bin(heap, heap.bin(size)) };
@@ -440,6 +488,7 @@ pub fn trim(heap: &Heap) {
 
 /// A thread leaves the heap: what it keeps beyond a little goes, so that idle heaps hold next to nothing.
 pub fn settle(heap: &Heap) {
+    medium::unload(heap);
     drop_waiting(heap);
     runs::drop_kept(heap);
     large::drop_kept(heap, true);
@@ -464,6 +513,7 @@ fn look(heap: &Heap) {
     if now.wrapping_sub(heap.looked.get()) >= config::HEAP_IDLE.get() as u64 {
         heap.looked.set(now);
         aside::settle(heap);
+        medium::unload(heap);
         drop_waiting(heap);
         runs::drop_kept(heap);
         large::drop_kept(heap, false);

@@ -70,6 +70,8 @@ pub struct Span {
     pub wake: Cell<u32>,
     /// Blocks ever given; those after it are untouched.
     pub carved: AtomicU32,
+    /// Blocks of more than 1 KiB, by number: which of them lie here and are free.
+    pub free: Cell<u64>,
     /// Slices of the run.
     pub slices: AtomicU32,
     /// Neighbours in the list of waiting spans; 0 = none.
@@ -176,7 +178,7 @@ impl Place {
             }
             (Kind::Run, _) => decode(self.span.state.load(Ordering::Acquire), self.span.size.load(Ordering::Relaxed)),
             _ if self.index >= self.span.carved.load(Ordering::Relaxed) as usize => State::Never,
-            _ if self.is_marked() => State::Freed,
+            _ if self.is_free() => State::Freed,
             _ => State::Live(PLAIN_TAG, self.usable),
         };
         core::sync::atomic::fence(Ordering::Acquire);
@@ -193,9 +195,15 @@ impl Place {
         self.heap.start_of(self.slice)
     }
 
-    /// Does the block carry its heap's mark, as free ones do?
+    /// Is the plain block free? It carries its heap's mark then, or if it is of more than 1 KiB and not on its way to its heap, is not live
+    /// by the slice's bits.
     #[inline]
-    pub fn is_marked(&self) -> bool {
+    fn is_free(&self) -> bool {
+        let medium = self.shape.is_some_and(|shape| shape.open != 0);
+        // SAFETY: a slice with blocks.
+        if medium && !unsafe { self.heap.is_live(self.start - self.heap.window()) } {
+            return true;
+        }
         // SAFETY: units stay mapped for ever; the word is read as an atomic since its thread may write it at the same time.
         let word = unsafe { &*(&raw const (*(self.start as *const Block)).mark).cast::<AtomicUsize>() };
         word.load(Ordering::Relaxed) == self.heap.mark()
@@ -207,7 +215,7 @@ impl Place {
         let state = match (self.kind, self.shape) {
             (Kind::Described, Some(shape)) => self.span.state(shape, self.first(), self.index),
             (Kind::Run, _) => &self.span.state,
-            _ => return self.index < self.span.carved.load(Ordering::Relaxed) as usize && !self.is_marked(),
+            _ => return self.index < self.span.carved.load(Ordering::Relaxed) as usize && !self.is_free(),
         };
         let now = state.load(Ordering::Relaxed);
         now >= LIVE && state.compare_exchange(now, FREED, Ordering::SeqCst, Ordering::Relaxed).is_ok()
@@ -232,7 +240,7 @@ impl Place {
         // SAFETY: the page map led here, so the slice is of a mapped unit.
         unsafe {
             self.heap.check(self.slice as usize).magic.store(0, Ordering::Relaxed);
-            self.heap.aside_magic(self.slice as usize).store(0, Ordering::Relaxed);
+            self.heap.way(self.slice as usize).store(0, Ordering::Relaxed);
         }
     }
 
@@ -265,6 +273,7 @@ impl Span {
             unsafe { self.side(class.shape(), first).write_bytes(0, class.shape().described as usize) };
         }
         self.carved.store(0, Ordering::Relaxed);
+        self.free.set(0);
         self.watched.store(false, Ordering::Relaxed);
         self.fresh.set(fresh);
         self.stand.set(Stand::Full);

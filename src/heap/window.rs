@@ -3,7 +3,7 @@
 //! something that is there already. Called by `thread.rs` for new heaps and by `slices.rs` for their growth.
 
 use super::local::{
-    ASIDES, BINS, Bin, CHECKS, Check, FIRST_UNIT, HEADS, Heap, NARROW, RECORD, SLICES, SLICES_AT_FIRST, SPANS, UNITS, WINDOW,
+    BINS, Bin, CHECKS, Check, FIRST_UNIT, HEADS, Heap, NARROW, RECORD, SLICES, SLICES_AT_FIRST, SPANS, UNITS, WAYS, WINDOW,
 };
 use super::numa;
 use super::slices::Unit;
@@ -85,8 +85,8 @@ fn map_entries(base: usize, first: usize, end: usize) -> bool {
     let part = |offset: usize, size: usize| (base + offset + first * size, (end - first) * size);
     let units = if first == 0 { (base + UNITS, WINDOW / vm::HUGE * size_of::<Unit>()) } else { (0, 0) };
     let heads = if first == 0 { (base, HEADS + end * size_of::<usize>()) } else { part(HEADS, size_of::<usize>()) };
-    let asides = part(ASIDES, size_of::<AtomicU32>());
-    let parts = [heads, part(CHECKS, size_of::<Check>()), asides, part(SPANS, size_of::<Span>()), units];
+    let ways = part(WAYS, size_of::<AtomicU32>());
+    let parts = [heads, part(CHECKS, size_of::<Check>()), ways, part(SPANS, size_of::<Span>()), units];
     for (done, (start, bytes)) in parts.iter().enumerate() {
         if *bytes > 0 && vm::map_at(*start, vm::round_up(*bytes, vm::PAGE)).is_err() {
             for (start, bytes) in parts.iter().take(done) {

@@ -203,6 +203,49 @@ fn blocks_freed_by_others_come_back_once() {
     }
 }
 
+/// A block is known as freed by what the heap wrote into it; what lay there before in smaller blocks is no such word.
+#[test]
+fn what_smaller_blocks_left_does_not_count_as_freed() {
+    let _guard = alone();
+    let make = || {
+        let small: Vec<*mut u8> = (0..100_000).map(|_| heap::malloc(16)).collect();
+        small.into_iter().for_each(|block| assert!(free(block)));
+        (0..500).map(|_| heap::malloc(1500) as usize).collect::<Vec<_>>()
+    };
+    let blocks: Vec<usize> = std::thread::spawn(make).join().unwrap();
+    let others = move || blocks.iter().all(|block| free(*block as *mut u8) && !free(*block as *mut u8));
+    // The first call decides which heap a thread has: not that of the blocks.
+    let busy = std::thread::spawn(move || (heap::malloc(16) as usize, others()));
+    assert!(busy.join().unwrap().1);
+}
+
+/// Where blocks are more than 1 KiB, of slices that are cut block by block, also in large heaps.
+#[test]
+fn only_blocks_that_were_given_and_not_freed_are_freed() {
+    let _guard = alone();
+    let work = || {
+        for size in [1100usize, 3000, 5000, 20_000, 32_768] {
+            let class = heap::usable(heap::malloc(size));
+            let mut blocks: Vec<*mut u8> = (0..(64 << 20) / size).map(|_| heap::malloc(size)).collect();
+            let highest = blocks.iter().max().copied().unwrap();
+            assert!(!free(highest.wrapping_add(class)), "a block of {size} bytes that was never given");
+            let mut random = Random(size as u64);
+            for _ in 0..20_000 {
+                let at = random.below(blocks.len());
+                assert!(free(blocks[at]) && !free(blocks[at]), "{size} bytes");
+                assert!(!free(blocks[at].wrapping_add(1024)));
+                blocks[at] = heap::malloc(size);
+            }
+            let mut sorted = blocks.clone();
+            sorted.sort();
+            sorted.dedup();
+            assert_eq!(sorted.len(), blocks.len(), "a block of {size} bytes was given twice");
+            assert!(blocks.into_iter().all(free));
+        }
+    };
+    std::thread::spawn(work).join().unwrap();
+}
+
 #[test]
 fn a_thread_that_ends_gives_back_what_it_had_put_aside() {
     let _guard = alone();

@@ -1,0 +1,221 @@
+//! Plain blocks of more than 1 KiB: which of them are live stands in a word of their slice, a bit each, so that giving and taking back
+//! neither reads nor writes the block, and a second free is seen by its bit. What was freed last is given first, from a magazine; the
+//! rest lies in the slices. What other threads free is marked on its way, like smaller blocks. Called by `fast.rs` and `refill.rs`.
+
+use super::block::Block;
+use super::classes::{Class, MAX_SMALL, OPEN, OPEN_CLASS, SHARED, SHARED_SHIFT, SLICE, SMALL};
+use super::local::{Heap, offset};
+use super::span::Kind;
+use super::{aside, corrupt, refill, thread};
+use core::ptr::null_mut;
+use core::sync::atomic::Ordering::Relaxed;
+
+const _: () = assert!(SLICE / SMALL == u64::BITS as usize);
+
+/// The bit in [`Heap::live`] of a block that starts at this address, or this offset in its window.
+#[inline(always)]
+pub fn bit_of(address: usize) -> u64 {
+    1 << (address / SMALL % u64::BITS as usize)
+}
+
+/// Has this size, more than 1 KiB, a class?
+#[inline(always)]
+pub fn is_medium(size: usize) -> bool {
+    debug_assert!(size > SMALL);
+    size <= MAX_SMALL
+}
+
+/// A block of such a size that lies ready. Null: none does.
+#[inline(always)]
+pub fn at_hand_medium(size: usize) -> *mut u8 {
+    let heap = thread::heap();
+    // SAFETY: the thread's heap is its own, and a stand-in's magazines are empty; there is such a class; what is in a magazine is free.
+    unsafe { (*heap).magazines.of(Class::medium_of(size)).pop().map_or(null_mut(), |block| give(heap, block)) }
+}
+
+/// Makes a block live.
+///
+/// # Safety
+/// The caller owns the heap; it is a plain block of more than 1 KiB, in no magazine and not free in its slice.
+#[inline(always)]
+unsafe fn give(heap: *const Heap, block: *mut Block) -> *mut u8 {
+    // SAFETY: the caller's promise.
+    let live = unsafe { (*heap).live(offset(heap, block as usize) / SLICE) };
+    live.store(live.load(Relaxed) | bit_of(block as usize), Relaxed);
+    block.cast()
+}
+
+/// Takes a block back. False, and nothing happens: it is free already.
+///
+/// # Safety
+/// The caller owns the heap; a block starts there, of this slice, which is open this way, and the caller gives it up.
+#[inline(always)]
+pub unsafe fn give_back(heap: *const Heap, slice: usize, ptr: *mut u8, way: u32) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let live = (*heap).live(slice);
+        let before = live.load(Relaxed);
+        if !has_bit(before, ptr as usize) || way & SHARED != 0 && is_on_its_way(heap, ptr) {
+            return false;
+        }
+        live.store(before & !bit_of(ptr as usize), Relaxed);
+        aside::ask_for(ptr.cast()); // it is what its class gives next
+        if !(*heap).magazines.of((way & !(OPEN | SHARED)) >> OPEN_CLASS).push(ptr.cast()) {
+            overflow(ptr);
+        }
+        true
+    }
+}
+
+/// Did another thread free the block, which has not come back yet?
+///
+/// # Safety
+/// The caller owns the heap; a block starts there.
+#[cold]
+unsafe fn is_on_its_way(heap: *const Heap, ptr: *mut u8) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe { (*ptr.cast::<Block>()).mark == heap as usize }
+}
+
+/// Is the block's bit there?
+#[inline(always)]
+fn has_bit(bits: u64, address: usize) -> bool {
+    // The compiler would make the bit and its complement for this question and the change that follows, each of which is one instruction.
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: calculates.
+    unsafe {
+        core::arch::asm!(
+            "bt {bits}, {at}",
+            "jnc {no}",
+            bits = in(reg) bits,
+            at = in(reg) address / SMALL,
+            no = label { return false },
+            options(nomem, nostack),
+        );
+        true
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        bits & bit_of(address) != 0
+    }
+}
+
+/// The magazine for this block is full, or there was none: half of it goes back to the slices, what was freed longest ago. Finds the heap
+/// again, so that `free` need not keep it.
+#[inline(never)]
+fn overflow(ptr: *mut u8) {
+    let Some(heap) = thread::own() else { return };
+    // SAFETY: a slice of the heap, which is the thread's own; only blocks of these classes have magazines.
+    unsafe {
+        let Some((_, class)) = heap.span(heap.slice_of(ptr as usize)).what() else { return };
+        let magazine = heap.magazines.of(class.medium());
+        magazine.limit.set(class.magazine());
+        magazine.take_oldest(class.magazine() / 2, |block| return_to_slice(heap, class, block));
+        if !magazine.push(ptr.cast()) {
+            return_to_slice(heap, class, ptr.cast()); // they were filled again meanwhile
+        }
+    }
+}
+
+/// Puts a free block into its slice.
+fn return_to_slice(heap: &Heap, class: Class, block: *mut Block) {
+    let offset = offset(heap, block as usize);
+    let slice = (offset / SLICE) as u32;
+    // SAFETY: a slice of the heap, which the caller owns.
+    let (check, span) = unsafe { (heap.check(slice as usize), heap.span(slice)) };
+    span.free.set(span.free.get() | 1 << class.shape().index_of(offset % SLICE));
+    check.out.set(check.out.get() - 1);
+    if check.out.get() == 0 {
+        refill::counted_down(heap, slice);
+    }
+}
+
+/// Empties the magazines.
+pub fn unload(heap: &Heap) {
+    for (class, magazine) in heap.magazines.all().filter(|(_, magazine)| magazine.count.get() > 0) {
+        magazine.take_oldest(0, |block| return_to_slice(heap, class, block));
+    }
+}
+
+/// A block whose class's magazine is empty, which gets what else the current slice has, up to a half. Null: no memory. True: it is zero
+/// but for 16 bytes.
+///
+/// # Safety
+/// The caller owns the heap.
+pub unsafe fn take(heap: &Heap, class: Class) -> (*mut u8, bool) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let magazine = heap.magazines.of(class.medium());
+        if let Some(block) = magazine.pop() {
+            return (give(heap, block), false);
+        }
+        let (block, zero) = refill::take(heap, class, false);
+        if block.is_null() {
+            return (null_mut(), false);
+        }
+        let slice = heap.current(class).get();
+        magazine.limit.set(class.magazine());
+        while slice != 0 && magazine.count.get() < class.magazine() / 2 {
+            let Some(more) = refill::take_from(heap, slice, class) else { break };
+            magazine.push(more);
+        }
+        (give(heap, block), zero)
+    }
+}
+
+/// Puts a list of `count` blocks, plain or described, into their slice.
+///
+/// # Safety
+/// The caller owns the heap; the blocks are of this slice, a span of this kind and class, and freed.
+pub unsafe fn put_list(heap: &Heap, slice: u32, kind: Kind, class: Class, first: *mut Block, count: u32) {
+    // SAFETY: the caller's promise.
+    let (span, live) = unsafe { (heap.span(slice), heap.live(slice as usize)) };
+    let mut block = first;
+    for _ in 0..count {
+        if kind == Kind::Plain {
+            let (before, bit) = (live.load(Relaxed), bit_of(block as usize));
+            if before & bit == 0 {
+                corrupt::report("a block was freed that was freed already,", block as usize);
+            }
+            live.store(before & !bit, Relaxed);
+        }
+        span.free.set(span.free.get() | 1 << class.shape().index_of(block as usize % SLICE));
+        // SAFETY: as above; what the last one's word says is not followed.
+        unsafe {
+            (*block).mark = 0; // from now on the slice says that it is free
+            block = (*block).next;
+        }
+    }
+}
+
+impl Heap {
+    /// Is the plain block of more than 1 KiB live that starts at this offset in the window? Any thread may ask.
+    ///
+    /// # Safety
+    /// The offset is below `limit`.
+    #[inline]
+    pub unsafe fn is_live(&self, at: usize) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe { self.live(at / SLICE) }.load(Relaxed) & bit_of(at) != 0
+    }
+
+    /// Another thread begins a list of blocks of this slice that it frees: until the owner has it, its `free` has to look whether a block
+    /// is on such a list.
+    pub fn share(&self, slice: u32) {
+        self.count_lists(slice, |lists| lists + 1);
+    }
+
+    /// The owner has such a list.
+    pub fn unshare(&self, slice: u32) {
+        self.count_lists(slice, |lists| lists.saturating_sub(1));
+    }
+
+    fn count_lists(&self, slice: u32, change: impl Fn(u32) -> u32) {
+        let change = |way: u32| {
+            let lists = (way & SHARED) >> SHARED_SHIFT;
+            (way & OPEN != 0 && way & SHARED != SHARED).then(|| way & !SHARED | change(lists) << SHARED_SHIFT)
+        };
+        // SAFETY: a block lies there. Where the slice is closed every free looks.
+        let _ = unsafe { self.way(slice as usize) }.fetch_update(Relaxed, Relaxed, change);
+    }
+}
