@@ -42,6 +42,10 @@ static size_t mixed(void) {
   }
 }
 
+/* Sizes that a workload is asked for beside numbers of bytes. */
+enum { MIXED = 0, PAGES = 1 };
+static size_t draw(size_t size) { return size == MIXED ? mixed() : size == PAGES ? 1024 + below(4096) : size; }
+
 static void touch(void *block, size_t size) {
   if (!block) abort();
   ((volatile char *)block)[0] = 1;
@@ -71,12 +75,12 @@ static double pairs(size_t size, size_t rounds) {
 static double churn(size_t size, size_t live, size_t rounds) {
   void **blocks = malloc(live * sizeof *blocks);
   for (size_t i = 0; i < live; i++) {
-    size_t bytes = size ? size : mixed();
+    size_t bytes = draw(size);
     touch(blocks[i] = malloc(bytes), bytes);
   }
   double start = now();
   for (size_t i = 0; i < rounds; i++) {
-    size_t at = below(live), bytes = size ? size : mixed();
+    size_t at = below(live), bytes = draw(size);
     free(blocks[at]);
     touch(blocks[at] = malloc(bytes), bytes);
   }
@@ -422,7 +426,7 @@ int main(int argc, char **argv) {
   double result;
 #define WORKLOAD(name, call) else if (strcmp(what, name) == 0) result = call
   if (strcmp(what, "list") == 0) {
-    puts("pair-16 pair-1K pair-8K pair-200K pair-1M pair-16M churn-64 churn-mixed used burst passed-16 passed-1K realloc-1 realloc-16 lives calloc-200 "
+    puts("pair-16 pair-1K pair-8K pair-200K pair-1M pair-16M churn-64 churn-mixed churn-4K used burst passed-16 passed-1K realloc-1 realloc-16 lives calloc-200 "
          "calloc-20K threads-2 served exchanged-2 exchanged-8 scratched-2 trees batches kept-64 kept-1K kept-100K kept-trim");
     return 0;
   }
@@ -433,7 +437,8 @@ int main(int argc, char **argv) {
   WORKLOAD("pair-1M", pairs(1 << 20, 100000));
   WORKLOAD("pair-16M", pairs(16 << 20, 50000));
   WORKLOAD("churn-64", churn(64, 100000, 5000000));
-  WORKLOAD("churn-mixed", churn(0, 100000, 5000000));
+  WORKLOAD("churn-mixed", churn(MIXED, 100000, 5000000));
+  WORKLOAD("churn-4K", churn(PAGES, 5000, 5000000));
   WORKLOAD("used", used(100000, 5000000));
   WORKLOAD("burst", burst(100000, 10));
   WORKLOAD("passed-16", passed_on(16, 5000000));

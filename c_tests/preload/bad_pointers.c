@@ -1,6 +1,7 @@
 /* What is no block is reported in one line, then the process aborts: pointers into the stack, into static data, into the middle of
    a block, to nothing, and a block that was freed already, one of few or of many. Blocks of another allocator go on to it. */
 #include "check.h"
+#include <pthread.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -97,6 +98,44 @@ static void one_behind_an_emptied_slice(void) {
   free_again(second[0], below(60));
 }
 
+/* Blocks that another thread frees, which come back to the one that made them when that one asks for more. */
+enum { PASSED = 8 };
+static void *passed[PASSED];
+static size_t passed_size;
+static void *free_passed(void *arg) {
+  void *own = malloc(passed_size); /* a heap of its own */
+  for (int i = 0; i < PASSED; i++) free(passed[i]);
+  free(own);
+  return arg;
+}
+static void *free_passed_twice(void *arg) {
+  free_passed(arg);
+  void *volatile p = passed[below(PASSED)];
+  free(p);
+  return arg;
+}
+static void pass_on(void *(*to)(void *)) {
+  pthread_t thread;
+  for (int i = 0; i < PASSED; i++) passed[i] = malloc(passed_size);
+  if (pthread_create(&thread, NULL, to, NULL) || pthread_join(thread, NULL)) exit(1);
+}
+static void use_many(void) {
+  for (int i = 0; i < 10000; i++)
+    if (!malloc(passed_size)) exit(1);
+}
+static void passed_on_twice(void) { pass_on(free_passed_twice); }
+static void passed_on_and_by_its_maker(void) {
+  pass_on(free_passed);
+  void *volatile p = passed[below(PASSED)];
+  free(p);
+}
+static void passed_on_and_written_to(void) {
+  pass_on(free_passed);
+  void *volatile *written = passed[below(PASSED)];
+  written[0] = passed, written[1] = passed; /* where the heap keeps its links */
+  use_many();
+}
+
 static void aborts(const char *name, void (*bad)(void), const char *word) {
   char text[1024] = "";
   int pipes[2], status;
@@ -130,6 +169,13 @@ int main(void) {
   aborts("large twice", large_twice, "free: ");
   aborts("realloc interior", realloc_interior, "realloc: ");
   aborts("realloc freed", realloc_freed, "realloc: ");
+  static const size_t sizes[] = {112, 1000, 2000, 30000};
+  for (int i = 0; i < 32; i++) {
+    passed_size = sizes[i % 4];
+    aborts("passed on, twice", passed_on_twice, "freed already");
+    aborts("passed on, and by its maker", passed_on_and_by_its_maker, "freed already");
+    aborts("passed on, and written to", passed_on_and_written_to, "was written to");
+  }
   for (int i = 0; i < MANY; i++) many[i] = malloc(48);
   for (int i = 0; i < 20000; i++) replace_one(LATE); /* at random, so that frees are known to be cold */
   aborts("one of many, twice", one_of_many_twice, "freed already");

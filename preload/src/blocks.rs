@@ -2,7 +2,7 @@
 //! ones the next allocator in the process. Called by `family.rs`; the one file of the preload that names heap, pager and registry.
 
 use crate::{next, report};
-use core::ptr::null_mut;
+use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use qmem::error::{Error, Status};
 use qmem::monitor::fidelity;
@@ -72,7 +72,16 @@ pub fn malloc(size: usize) -> *mut u8 {
 /// [`malloc`] above 1 KiB. What is paged is larger than what has a class.
 #[inline(never)]
 fn malloc_larger(size: usize) -> *mut u8 {
-    let block = if heap::is_medium(size) { heap::at_hand_medium(size) } else { ready(size) };
+    if heap::is_medium(size) {
+        return heap::at_hand_medium(size).map_or_else(|| malloc_at_length(size), NonNull::as_ptr);
+    }
+    malloc_large(size)
+}
+
+/// [`malloc`] above 32 KiB.
+#[inline(never)]
+fn malloc_large(size: usize) -> *mut u8 {
+    let block = ready(size);
     if block.is_null() { malloc_at_length(size) } else { block }
 }
 

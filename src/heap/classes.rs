@@ -56,8 +56,8 @@ pub const SHARED_SHIFT: u32 = 28;
 const _: () = assert!(COUNT - STEPS <= 1 << (SHARED_SHIFT - OPEN_CLASS) && SLICE / SMALL <= u64::BITS as usize);
 /// Blocks of a class in a magazine at most.
 pub const MAGAZINE: u32 = 30;
-/// Bytes of blocks in a magazine at most, but for the largest, of which there are two.
-const MAGAZINE_BYTES: u32 = 64 << 10;
+/// Bytes of blocks in a magazine at most, but for the largest, of which there are two: each may keep a slice of its own.
+const MAGAZINE_BYTES: u32 = 32 << 10;
 
 /// Bytes of blocks in a bin that was filled, between the bounds of [`GOOD`].
 const GOOD_BYTES: usize = 4096;
@@ -198,7 +198,7 @@ impl Class {
     /// How many blocks its magazine holds.
     #[inline]
     pub fn magazine(self) -> u32 {
-        (MAGAZINE_BYTES / self.shape().size).min(MAGAZINE)
+        (MAGAZINE_BYTES / self.shape().size).clamp(2, MAGAZINE)
     }
 
     /// As stored in a span's record; None if it is no class.

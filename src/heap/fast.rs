@@ -1,5 +1,5 @@
-//! The paths that every block takes: `malloc` and `free` for plain blocks, a handful of instructions each, and the long ways
-//! behind them. Called by the face, which passes them on to be inlined into the program's entry points.
+//! The paths that every block takes: `malloc` and `free` for plain blocks, a handful of instructions each (`medium.rs` has those of more
+//! than 1 KiB), and the long ways behind them. Called by the face, which passes them on to be inlined into the program's entry points.
 //!
 //! `malloc`: the thread's heap, the bin of the size, its first block, whose mark says that it is free and its bin not empty; the
 //! next block becomes the first. `free`: in my window? which slice? does a block start there? is it marked, so freed already?
@@ -79,7 +79,7 @@ pub fn at_hand(size: usize) -> *mut u8 {
     // SAFETY: the thread's heap is its own; a stand-in has no current slices, and its lists are empty.
     unsafe {
         if medium::is_medium(size) {
-            return medium::at_hand_medium(size);
+            return medium::at_hand_medium(size).map_or(null_mut(), NonNull::as_ptr);
         }
         if size <= MAX_RUN {
             let count = size.div_ceil(SLICE) as u32;
@@ -312,6 +312,7 @@ unsafe fn way(heap: *const Heap, slice: usize, ptr: *mut u8) -> Way {
     if way & OPEN == 0 {
         return if starts_by(way, ptr) { Way::Aside } else { Way::Long };
     }
+    let way = way & !OPEN;
     if starts_by(way & ((1 << OPEN_CLASS) - 1), ptr) { Way::Open(way) } else { Way::Long }
 }
 

@@ -116,12 +116,12 @@ pub struct Heap {
     pub kept_large: UnsafeCell<[Kept; config::HEAP_KEPT_LARGE]>,
     /// Slices by class, plain and described.
     lists: [[List; COUNT]; 2],
-    /// Free blocks of more than [`SMALL`] bytes to be given next.
-    pub magazines: Magazines,
     /// Free address space.
     pub slices: Slices,
     /// Slices of blocks that have none to give, or too few.
     pub full: Cell<usize>,
+    /// Some magazine may have blocks.
+    pub has_magazines: Cell<bool>,
     /// Visits until the clock is looked at.
     pub until_look: Cell<u32>,
     /// Bytes charged ahead for the next slices.
@@ -144,6 +144,8 @@ pub struct Heap {
     pub outbox: UnsafeCell<Outbox>,
     /// What others free of this heap's blocks.
     pub inbox: Remote,
+    /// Free blocks of more than [`SMALL`] bytes to be given next.
+    pub magazines: Magazines,
 }
 
 /// Apart from the owner's own lines.
@@ -216,9 +218,9 @@ impl Heap {
             runs_reused: Cell::new(0),
             kept_large: UnsafeCell::new([Kept::NONE; config::HEAP_KEPT_LARGE]),
             lists: [const { [const { List::none() }; COUNT] }; 2],
-            magazines: Magazines::new(),
             slices: Slices::none(),
             full: Cell::new(0),
+            has_magazines: Cell::new(false),
             until_look: Cell::new(0),
             prepaid: Cell::new(0),
             looked: Cell::new(0),
@@ -230,6 +232,7 @@ impl Heap {
             next_idle: Cell::new(null()),
             outbox: UnsafeCell::new(Outbox::new()),
             inbox: Remote(Inbox::new(AtomicUsize::new(0))),
+            magazines: Magazines::new(),
         }
     }
 

@@ -5,9 +5,10 @@
 use super::block::Block;
 use super::classes::{Class, MAX_SMALL, OPEN, OPEN_CLASS, SHARED, SHARED_SHIFT, SLICE, SMALL};
 use super::local::{Heap, offset};
+use super::magazines::Magazine;
 use super::span::Kind;
 use super::{aside, corrupt, refill, thread};
-use core::ptr::null_mut;
+use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::Ordering::Relaxed;
 
 const _: () = assert!(SLICE / SMALL == u64::BITS as usize);
@@ -25,12 +26,12 @@ pub fn is_medium(size: usize) -> bool {
     size <= MAX_SMALL
 }
 
-/// A block of such a size that lies ready. Null: none does.
+/// A block of such a size that lies ready.
 #[inline(always)]
-pub fn at_hand_medium(size: usize) -> *mut u8 {
+pub fn at_hand_medium(size: usize) -> Option<NonNull<u8>> {
     let heap = thread::heap();
     // SAFETY: the thread's heap is its own, and a stand-in's magazines are empty; there is such a class; what is in a magazine is free.
-    unsafe { (*heap).magazines.of(Class::medium_of(size)).pop().map_or(null_mut(), |block| give(heap, block)) }
+    unsafe { (*heap).magazines.of(Class::medium_of(size)).pop().map(|block| NonNull::new_unchecked(give(heap, block))) }
 }
 
 /// Makes a block live.
@@ -41,8 +42,25 @@ pub fn at_hand_medium(size: usize) -> *mut u8 {
 unsafe fn give(heap: *const Heap, block: *mut Block) -> *mut u8 {
     // SAFETY: the caller's promise.
     let live = unsafe { (*heap).live(offset(heap, block as usize) / SLICE) };
-    live.store(live.load(Relaxed) | bit_of(block as usize), Relaxed);
+    live.store(with_bit(live.load(Relaxed), block as usize), Relaxed);
     block.cast()
+}
+
+/// The bits with that of a block.
+#[inline(always)]
+fn with_bit(bits: u64, address: usize) -> u64 {
+    // The compiler would make the bit first.
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: calculates.
+    unsafe {
+        let mut bits = bits;
+        core::arch::asm!("bts {bits}, {at}", bits = inout(reg) bits, at = in(reg) address / SMALL, options(pure, nomem, nostack));
+        bits
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        bits | bit_of(address)
+    }
 }
 
 /// Takes a block back. False, and nothing happens: it is free already.
@@ -60,7 +78,7 @@ pub unsafe fn give_back(heap: *const Heap, slice: usize, ptr: *mut u8, way: u32)
         }
         live.store(before & !bit_of(ptr as usize), Relaxed);
         aside::ask_for(ptr.cast()); // it is what its class gives next
-        if !(*heap).magazines.of((way & !(OPEN | SHARED)) >> OPEN_CLASS).push(ptr.cast()) {
+        if !(*heap).magazines.of((way & !SHARED) >> OPEN_CLASS).push(ptr.cast()) {
             overflow(ptr);
         }
         true
@@ -108,8 +126,8 @@ fn overflow(ptr: *mut u8) {
     // SAFETY: a slice of the heap, which is the thread's own; only blocks of these classes have magazines.
     unsafe {
         let Some((_, class)) = heap.span(heap.slice_of(ptr as usize)).what() else { return };
-        let magazine = heap.magazines.of(class.medium());
-        magazine.limit.set(class.magazine());
+        refill::visit(heap);
+        let magazine = opened(heap, class);
         magazine.take_oldest(class.magazine() / 2, |block| return_to_slice(heap, class, block));
         if !magazine.push(ptr.cast()) {
             return_to_slice(heap, class, ptr.cast()); // they were filled again meanwhile
@@ -130,11 +148,27 @@ fn return_to_slice(heap: &Heap, class: Class, block: *mut Block) {
     }
 }
 
-/// Empties the magazines.
+/// Empties the magazines, and closes them until they are needed.
 pub fn unload(heap: &Heap) {
-    for (class, magazine) in heap.magazines.all().filter(|(_, magazine)| magazine.count.get() > 0) {
-        magazine.take_oldest(0, |block| return_to_slice(heap, class, block));
+    // Most short threads have none, and their pages stay untouched.
+    if heap.has_magazines.replace(false) {
+        for (class, magazine) in heap.magazines.all() {
+            magazine.limit.set(0);
+            magazine.take_oldest(0, |block| return_to_slice(heap, class, block));
+        }
     }
+}
+
+/// That of the class, which may be filled from now on.
+///
+/// # Safety
+/// The caller owns the heap; the class is one of more than 1 KiB.
+unsafe fn opened(heap: &Heap, class: Class) -> &Magazine {
+    // SAFETY: the caller's promise.
+    let magazine = unsafe { heap.magazines.of(class.medium()) };
+    magazine.limit.set(class.magazine());
+    heap.has_magazines.set(true);
+    magazine
 }
 
 /// A block whose class's magazine is empty, which gets what else the current slice has, up to a half. Null: no memory. True: it is zero
@@ -145,16 +179,18 @@ pub fn unload(heap: &Heap) {
 pub unsafe fn take(heap: &Heap, class: Class) -> (*mut u8, bool) {
     // SAFETY: the caller's promise.
     unsafe {
-        let magazine = heap.magazines.of(class.medium());
-        if let Some(block) = magazine.pop() {
+        if let Some(block) = heap.magazines.of(class.medium()).pop() {
             return (give(heap, block), false);
         }
+        refill::visit(heap);
         let (block, zero) = refill::take(heap, class, false);
         if block.is_null() {
             return (null_mut(), false);
         }
-        let slice = heap.current(class).get();
-        magazine.limit.set(class.magazine());
+        if !core::ptr::eq(heap, thread::heap()) {
+            return (give(heap, block), zero); // the spare one, which takes nothing from its magazines
+        }
+        let (slice, magazine) = (heap.current(class).get(), opened(heap, class));
         while slice != 0 && magazine.count.get() < class.magazine() / 2 {
             let Some(more) = refill::take_from(heap, slice, class) else { break };
             magazine.push(more);
@@ -172,6 +208,10 @@ pub unsafe fn put_list(heap: &Heap, slice: u32, kind: Kind, class: Class, first:
     let (span, live) = unsafe { (heap.span(slice), heap.live(slice as usize)) };
     let mut block = first;
     for _ in 0..count {
+        // SAFETY: the slice is mapped; what lost its mark was written to, and so may its link have been.
+        if block as usize ^ heap.start_of(slice) >= SLICE || unsafe { (*block).mark } != heap.mark() {
+            corrupt::report("a freed block was written to,", block as usize);
+        }
         if kind == Kind::Plain {
             let (before, bit) = (live.load(Relaxed), bit_of(block as usize));
             if before & bit == 0 {
