@@ -30,9 +30,7 @@ pub struct Magazines {
 impl Magazines {
     /// Empty ones.
     pub const fn new() -> Self {
-        const EMPTY: Magazine =
-            Magazine { count: Cell::new(0), limit: Cell::new(0), blocks: [const { Cell::new(null_mut()) }; MAGAZINE as usize] };
-        Self { classes: [EMPTY; CLASSES] }
+        Self { classes: [const { Magazine::new() }; CLASSES] }
     }
 
     /// That of a class of more than 1 KiB, which is given by its number among those.
@@ -53,6 +51,10 @@ impl Magazines {
 }
 
 impl Magazine {
+    const fn new() -> Self {
+        Self { count: Cell::new(0), limit: Cell::new(0), blocks: [const { Cell::new(null_mut()) }; MAGAZINE as usize] }
+    }
+
     /// Takes the last one. None: it is empty, and nothing is written.
     #[inline(always)]
     pub fn pop(&self) -> Option<*mut Block> {
