@@ -1,6 +1,7 @@
-//! A free block (of up to 1 KiB, or on its way to its heap): its first word holds its heap's mark, its second the next free block. The mark is the heap's own address, which
-//! is random and unknown to the program: a block that carries it is free, so that freeing it again is seen at once; and a block
-//! that should be free but lost it was written to, which is seen before its link is believed. Called by the rest of the heap.
+//! A free block of up to 1 KiB, or one on its way to its heap: its first word holds its heap's mark, its second the next free block.
+//! The mark is the heap's own address, which is random and unknown to the program: a block that carries it is free, so that freeing it
+//! again is seen at once; and a block that should be free but lost it was written to, which is seen before its link is believed. Called
+//! by the rest of the heap.
 
 use super::classes::SLICE;
 use super::remote::{END, Links};

@@ -296,8 +296,8 @@ impl Heap {
         unsafe { &*((self.window() + CHECKS + slice * size_of::<Check>()) as *const Check) }
     }
 
-    /// What `free` does with plain blocks where the check says 0: the class's magic where it puts them aside before it looks at them, and
-    /// the class's [`Shape::open`](super::classes::Shape::open) where it remembers the slice; 0: neither.
+    /// What `free` does with plain blocks where the check says 0: the class's magic where it puts them aside before it looks at them; above
+    /// [`SMALL`] bytes the class's [`Shape::open`](super::classes::Shape::open), which leads to its magazine; 0 sends it the long way.
     ///
     /// # Safety
     /// The slice is below `limit`.

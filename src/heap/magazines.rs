@@ -2,7 +2,7 @@
 //! blocks share a slice, so without these nearly every one would come from a slice that was not used for long, and slices would be
 //! exhausted and come back all the time. To its slice a block in a magazine is one that is out. Neither going in nor coming out reads
 //! or writes the block. (The term is Bonwick and Adams', "Magazines and Vmem".)
-//! Called by `fast.rs` and `refill.rs`, by the heap's owner alone.
+//! Called by `medium.rs`, by the heap's owner alone.
 
 use super::block::Block;
 use super::classes::{COUNT, Class, MAGAZINE, SMALL};
