@@ -214,6 +214,77 @@ fn what_smaller_blocks_left_does_not_count_as_freed() {
     assert!(std::thread::spawn(others).join().unwrap());
 }
 
+/// Blocks of one slice that two threads freed, one of which has not sent its own yet.
+#[test]
+fn what_is_on_its_way_is_known_as_freed_until_all_of_it_came() {
+    let _guard = alone();
+    let work = || {
+        for size in [1100usize, 2000] {
+            let blocks: Vec<usize> = (0..5000).map(|_| heap::malloc(size) as usize).collect();
+            let kept = blocks[4000];
+            let sent: Vec<usize> = blocks.iter().copied().filter(|block| block ^ kept < 1 << 16 && *block != kept).collect();
+            let (freed, wait) = std::sync::mpsc::channel();
+            let (end, until) = std::sync::mpsc::channel::<()>();
+            let keeps = std::thread::spawn(move || {
+                assert!(!heap::malloc(16).is_null() && free(kept as *mut u8));
+                freed.send(()).unwrap();
+                until.recv().unwrap();
+            });
+            wait.recv().unwrap();
+            let passed = sent.clone();
+            let sends = move || assert!(!heap::malloc(16).is_null() && passed.into_iter().all(|block| free(block as *mut u8)));
+            std::thread::spawn(sends).join().unwrap();
+            let more: Vec<usize> = (0..5000).map(|_| heap::malloc(size) as usize).collect(); // takes in what was sent
+            assert!(sent.iter().all(|block| more.contains(block)) && !more.contains(&kept));
+            assert!(!free(kept as *mut u8), "a block of {size} bytes that another thread freed was taken");
+            end.send(()).unwrap();
+            keeps.join().unwrap();
+            let rest = blocks.iter().filter(|block| !sent.contains(block) && **block != kept);
+            assert!(more.iter().chain(rest).all(|block| free(*block as *mut u8)));
+        }
+    };
+    std::thread::spawn(work).join().unwrap();
+}
+
+/// What lies ready of blocks of more than 1 KiB keeps no memory when the thread trims, ends, or has gone on for a while.
+#[test]
+fn blocks_that_lie_ready_go_back() {
+    let _guard = alone();
+    const SIZES: std::ops::RangeInclusive<usize> = 9..=256; // in units of 128 bytes
+    // Freed in a random order, so that those that come last lie in many slices.
+    let use_all = || {
+        let mut random = Random(7);
+        let mut blocks: Vec<*mut u8> = SIZES.flat_map(|size| (0..40).map(move |_| heap::malloc(size * 128))).collect();
+        while !blocks.is_empty() {
+            assert!(free(blocks.swap_remove(random.below(blocks.len()))));
+        }
+    };
+    let charged = || heap::stats().charged >> 10;
+    at_most(1);
+    heap::trim();
+    let before = charged();
+    use_all();
+    heap::trim();
+    assert!(charged() <= before, "{} KiB after a trim, {before} before", charged());
+    std::thread::spawn(use_all).join().unwrap();
+    heap::trim();
+    assert!(charged() <= before, "{} KiB after a thread, {before} before", charged());
+    let goes_on = move || {
+        use_all();
+        let kept = charged();
+        std::thread::sleep(std::time::Duration::from_millis(400));
+        // Blocks of another size, enough for the heap to look around.
+        for _ in 0..4 {
+            let small: Vec<*mut u8> = (0..20_000).map(|_| heap::malloc(64)).collect();
+            assert!(small.into_iter().all(free));
+            std::thread::sleep(std::time::Duration::from_millis(400));
+        }
+        (kept, charged())
+    };
+    let (kept, after) = std::thread::spawn(goes_on).join().unwrap();
+    assert!(after < before + (6 << 10), "{after} KiB after a while, {kept} at first, {before} before");
+}
+
 /// Where blocks are more than 1 KiB, of slices that are cut block by block, also in large heaps.
 #[test]
 fn only_blocks_that_were_given_and_not_freed_are_freed() {
