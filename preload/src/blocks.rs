@@ -81,6 +81,16 @@ fn malloc_larger(size: usize) -> *mut u8 {
 /// [`malloc`] above 32 KiB.
 #[inline(never)]
 fn malloc_large(size: usize) -> *mut u8 {
+    if size > heap::MAX_RUN {
+        return malloc_mapped(size);
+    }
+    let block = ready(size);
+    if block.is_null() { malloc_at_length(size) } else { block }
+}
+
+/// [`malloc`] above 1 MiB.
+#[inline(never)]
+fn malloc_mapped(size: usize) -> *mut u8 {
     let block = ready(size);
     if block.is_null() { malloc_at_length(size) } else { block }
 }

@@ -29,8 +29,6 @@ pub struct Shape {
     /// 2^32 / size, rounded up: `offset * magic`, cut to 32 bits, is below `magic` where the offset is a multiple of the size
     /// (Lemire, Kaser and Kurz, "Faster remainder by direct computation"), and its upper half is the quotient.
     pub magic: u32,
-    /// Of blocks above [`SMALL`]: [`OPEN`], the class's number among those from bit [`OPEN_CLASS`] on, and the magic below; else 0.
-    pub open: u32,
     /// Plain blocks per slice.
     pub blocks: u32,
     /// Blocks that a bin gets at least when it is filled, if they can be had, so that filling it is not the rule.
@@ -45,17 +43,8 @@ pub struct Shape {
     pub width: u32,
 }
 
-/// See [`Shape::open`].
-pub const OPEN: u32 = 1 << 31;
-/// See [`Shape::open`].
-pub const OPEN_CLASS: u32 = 22;
-/// With [`OPEN`]: how many lists of blocks that others freed are on their way to the slice; [`SHARED`] itself: too many to count.
-pub const SHARED: u32 = 7 << SHARED_SHIFT;
-/// See [`SHARED`].
-pub const SHARED_SHIFT: u32 = 28;
-const _: () = assert!(COUNT - STEPS <= 1 << (SHARED_SHIFT - OPEN_CLASS) && SLICE / SMALL <= u64::BITS as usize);
 /// Blocks of a class in a magazine at most.
-pub const MAGAZINE: u32 = 30;
+pub const MAGAZINE: u32 = 31;
 /// Bytes of blocks in a magazine at most, but for the largest, of which there are two: each may keep a slice of its own.
 const MAGAZINE_BYTES: u32 = 32 << 10;
 
@@ -67,14 +56,10 @@ pub const GOOD: core::ops::RangeInclusive<u32> = 10..=128;
 /// One shape per class.
 #[allow(clippy::indexing_slicing)] // evaluated by the compiler: a wrong index does not build
 static SHAPES: [Shape; COUNT] = {
-    let mut shapes = [Shape { size: 0, magic: 0, open: 0, blocks: 0, good: 0, described: 0, side: 0, slack: 0, width: 0 }; COUNT];
+    let mut shapes = [Shape { size: 0, magic: 0, blocks: 0, good: 0, described: 0, side: 0, slack: 0, width: 0 }; COUNT];
     let mut i = 0;
     while i < COUNT {
         shapes[i] = shape(size_of_class(i));
-        if i >= STEPS {
-            assert!(shapes[i].magic < 1 << OPEN_CLASS);
-            shapes[i].open = OPEN | ((i - STEPS) as u32) << OPEN_CLASS | shapes[i].magic;
-        }
         i += 1;
     }
     shapes
@@ -120,7 +105,6 @@ const fn shape(size: usize) -> Shape {
     Shape {
         size: size as u32,
         magic: (1u64 << 32).div_ceil(size as u64) as u32,
-        open: 0,
         blocks: blocks as u32,
         good: match (GOOD_BYTES / size) as u32 {
             few if few < *GOOD.start() => *GOOD.start(),
@@ -216,7 +200,7 @@ impl Class {
     /// How its slices are laid out.
     #[inline]
     pub fn shape(self) -> &'static Shape {
-        const EMPTY: Shape = Shape { size: 16, magic: 0, open: 0, blocks: 0, good: 0, described: 0, side: 0, slack: 0, width: 1 };
+        const EMPTY: Shape = Shape { size: 16, magic: 0, blocks: 0, good: 0, described: 0, side: 0, slack: 0, width: 1 };
         SHAPES.get(self.0 as usize).unwrap_or(&EMPTY) // never EMPTY: the number is below COUNT
     }
 }

@@ -6,12 +6,14 @@
 //! Then mark it, put it into the slice's list, and count: at 0 the slice is empty.
 
 use super::block::Block;
-use super::classes::{Class, MAX_RUN, MAX_SMALL, OPEN, OPEN_CLASS, SLICE, SMALL};
-use super::local::{CHECKS, Heap, RECORD, bin_of, offset};
+use super::classes::{Class, MAX_RUN, MAX_SMALL, SLICE, SMALL};
+use super::local::{CHECKS, Check, Heap, RECORD, WAYS, bin_of, offset};
 use super::span::{self, Kind, PLAIN_TAG, Place};
 use super::thread;
+use super::way::{Hold, Way};
 use super::{aside, large, medium, refill, runs};
 use crate::ds::page_map::{self, Tag};
+use core::mem::offset_of;
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::Ordering::Relaxed;
 
@@ -165,25 +167,49 @@ pub unsafe fn take_described(heap: &'static Heap, class: Class, size: usize, tag
     (block.cast(), zero)
 }
 
-/// Does a block start at `ptr`, in a slice of the heap that is open to `free`?
+/// Does a block start at `ptr` whose slice's check says what becomes of it?
 ///
 /// # Safety
 /// The slice is below the heap's limit.
 #[inline(always)]
-unsafe fn starts_block(heap: *const Heap, slice: usize, ptr: *mut u8) -> bool {
-    let offset = u32::from(ptr as usize as u16);
-    // The compiler keeps an atomic in a register for its two uses, which takes an instruction and a register more.
+unsafe fn is_checked(heap: *const Heap, slice: usize, ptr: *mut u8) -> bool {
+    const { assert!(offset_of!(Check, magic) == 0 && size_of::<Check>() == 8) };
+    // SAFETY: the caller's promise.
+    unsafe { starts_block::<CHECKS>(heap, slice, ptr) }
+}
+
+/// Does a block start at `ptr` whose slice's way says what becomes of it?
+///
+/// # Safety
+/// The slice is below the heap's limit.
+#[inline(always)]
+unsafe fn has_way(heap: *const Heap, slice: usize, ptr: *mut u8) -> bool {
+    const { assert!(offset_of!(Way, magic) == 0 && size_of::<Way>() == 8) };
+    // SAFETY: the caller's promise.
+    unsafe { starts_block::<WAYS>(heap, slice, ptr) }
+}
+
+/// Does a block start at `ptr`, by the magic that its slice's entry of 8 bytes starts with, in this array of the window?
+///
+/// # Safety
+/// The slice is below the heap's limit.
+#[inline(always)]
+unsafe fn starts_block<const ENTRIES: usize>(heap: *const Heap, slice: usize, ptr: *mut u8) -> bool {
+    // The compiler keeps an atomic in a register for its two uses, which takes an instruction and a register more, and the address's lower
+    // part for the next question.
     #[cfg(target_arch = "x86_64")]
     // SAFETY: reads one number of the slice's entry, twice; whoever closes the slice meanwhile comes too late either way.
     unsafe {
         core::arch::asm!(
-            "imul {offset:e}, dword ptr [{heap} + {slice}*8 + {checks}]",
-            "cmp {offset:e}, dword ptr [{heap} + {slice}*8 + {checks}]",
+            "movzx {offset:e}, {ptr:x}",
+            "imul {offset:e}, dword ptr [{heap} + {slice}*8 + {entries}]",
+            "cmp {offset:e}, dword ptr [{heap} + {slice}*8 + {entries}]",
             "jae {no}",
-            offset = inout(reg) offset => _,
+            offset = out(reg) _,
+            ptr = in(reg) ptr,
             heap = in(reg) heap,
             slice = in(reg) slice,
-            checks = const CHECKS - RECORD,
+            entries = const ENTRIES - RECORD,
             no = label { return false },
             options(nostack, readonly),
         );
@@ -192,8 +218,9 @@ unsafe fn starts_block(heap: *const Heap, slice: usize, ptr: *mut u8) -> bool {
     #[cfg(not(target_arch = "x86_64"))]
     // SAFETY: the caller's promise.
     unsafe {
-        let magic = (*heap).check(slice).magic.load(core::sync::atomic::Ordering::Relaxed);
-        offset.wrapping_mul(magic) < magic
+        let entry = (heap as usize - RECORD + ENTRIES + slice * 8) as *const core::sync::atomic::AtomicU32;
+        let magic = (*entry).load(Relaxed);
+        u32::from(ptr as usize as u16).wrapping_mul(magic) < magic
     }
 }
 
@@ -223,9 +250,9 @@ unsafe fn seems_marked(heap: *const Heap, ptr: *mut u8) -> bool {
     }
 }
 
-/// Frees the block that starts at `ptr` if it is a plain one of the calling thread's; anything else is left to `slow`: what is
-/// nobody's, freed already or no block's start, other threads' blocks, larger and described ones, and the first that comes back
-/// to a slice without free blocks.
+/// Frees the block that starts at `ptr` if it is a plain one or a run of the calling thread's, or a plain one of a slice of another heap's
+/// from which it has freed others just before; anything else is left to `slow`: what is nobody's, freed already or no block's start, most of
+/// what is other threads', large and described blocks.
 ///
 /// # Safety
 /// If it is a live block, nobody uses it any more.
@@ -238,20 +265,27 @@ pub unsafe fn free_or(ptr: *mut u8, slow: impl FnOnce(*mut u8)) {
     unsafe {
         if offset < (*heap).limit.get() {
             let slice = offset / SLICE;
-            if starts_block(heap, slice, ptr) {
+            if is_checked(heap, slice, ptr) {
                 if !seems_marked(heap, ptr) {
                     return give_back(heap, slice, ptr, counted_down);
                 }
-            } else {
-                match way(heap, slice, ptr) {
-                    Way::Aside => return aside::put(heap, ptr.cast()),
-                    Way::Open(way) if medium::give_back(heap, slice, ptr, way) => return,
-                    _ => {}
-                }
+            } else if has_way(heap, slice, ptr) && go_way(heap, slice, ptr) {
+                return;
             }
+        } else if (*(*heap).outbox.get()).add_again(ptr, hand_over) {
+            return; // a stand-in has gathered nothing
         }
     }
     slow(ptr);
+}
+
+/// There are enough of other heaps' blocks of the slice around `ptr`.
+#[inline(never)]
+fn hand_over(ptr: *mut u8) {
+    if let Some(heap) = thread::own() {
+        // SAFETY: the thread's own heap.
+        unsafe { (*heap.outbox.get()).hand_over(ptr, &mut thread::relieve) };
+    }
 }
 
 /// Puts a block into its slice's list; `down` where the count of blocks that are out is 0 then.
@@ -292,50 +326,29 @@ pub unsafe fn give_back_unless_free(heap: &Heap, block: *mut Block) -> bool {
     }
 }
 
-/// What `free` does with a plain block of a slice whose check does not tell.
-#[derive(PartialEq)]
-enum Way {
-    /// Puts it aside.
-    Aside,
-    /// Puts it into its class's magazine: a block of more than 1 KiB, and what stands with the slice.
-    Open(u32),
-    /// No block starts there, or the slice is closed.
-    Long,
-}
-
+/// Puts a block where its slice's way says. False, and nothing happens: it is free already, or a run that is not plain.
+///
 /// # Safety
-/// The slice is below the heap's limit.
+/// The caller owns the heap; a block starts there, of this slice, which has a way, and the caller gives it up.
 #[inline(always)]
-unsafe fn way(heap: *const Heap, slice: usize, ptr: *mut u8) -> Way {
+unsafe fn go_way(heap: *const Heap, slice: usize, ptr: *mut u8) -> bool {
     // SAFETY: the caller's promise.
-    let way = unsafe { (*heap).way(slice) }.load(Relaxed);
-    if way & OPEN == 0 {
-        return if starts_by(way, ptr) { Way::Aside } else { Way::Long };
-    }
-    let way = way & !OPEN;
-    if starts_by(way & ((1 << OPEN_CLASS) - 1), ptr) { Way::Open(way) } else { Way::Long }
-}
-
-/// Does a block start at `ptr`, by its class's magic? 0: none does.
-#[inline(always)]
-fn starts_by(magic: u32, ptr: *mut u8) -> bool {
-    let offset: u32;
-    // The compiler would keep a factor of the first question for this one, which takes an instruction and a register there.
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: calculates.
     unsafe {
-        core::arch::asm!(
-            "movzx {offset:e}, {ptr:x}",
-            offset = out(reg) offset,
-            ptr = in(reg) ptr as usize,
-            options(nomem, nostack, pure, preserves_flags),
-        );
+        let way = (*heap).way(slice);
+        if way.hold() != Hold::NONE {
+            if way.hold() == Hold::ASIDE {
+                aside::put(heap, ptr.cast());
+                return true;
+            }
+            if way.hold() == Hold::RUN {
+                return runs::end(heap, slice, ptr.cast());
+            }
+            if medium::is_on_its_way(heap, ptr) {
+                return false;
+            }
+        }
+        medium::give_back(heap, slice, ptr, way.medium())
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        offset = u32::from(ptr as usize as u16);
-    }
-    offset.wrapping_mul(magic) < magic
 }
 
 /// Frees what [`free_or`] left of the calling thread's heap and nobody watches: a block that is put aside, a run, or a block that
@@ -353,19 +366,10 @@ pub unsafe fn free_own(ptr: *mut u8) -> bool {
             return false;
         }
         let slice = offset / SLICE;
-        match way(heap, slice, ptr) {
-            Way::Aside => {
-                aside::put(heap, ptr.cast());
-                return true;
-            }
-            Way::Open(way) => return medium::give_back(heap, slice, ptr, way),
-            Way::Long => {}
+        if has_way(heap, slice, ptr) {
+            return go_way(heap, slice, ptr);
         }
-        if offset.is_multiple_of(SLICE) && (*heap).span(slice as u32).end_run() {
-            runs::put(&*heap, slice as u32, ptr.cast());
-            return true;
-        }
-        let live = starts_block(heap, slice, ptr) && (*ptr.cast::<Block>()).mark != heap as usize;
+        let live = is_checked(heap, slice, ptr) && (*ptr.cast::<Block>()).mark != heap as usize;
         if live {
             give_back(heap, slice, ptr, counted_down);
         }
@@ -379,13 +383,15 @@ pub fn usable_own(address: usize) -> Option<usize> {
     let heap = thread::own()?;
     let offset = offset(heap, address);
     // SAFETY: the heap is the thread's own; slices below the limit have entries.
-    let (_, class) = unsafe {
+    unsafe {
         let slice = offset / SLICE;
         let block = address as *mut u8;
-        let known = offset < heap.limit.get() && (starts_block(heap, slice, block) || way(heap, slice, block) != Way::Long);
-        known.then(|| heap.span(slice as u32).what()).flatten()?
-    };
-    Some(class.shape().size as usize)
+        let known = offset < heap.limit.get() && (is_checked(heap, slice, block) || has_way(heap, slice, block));
+        match known.then(|| heap.span(slice as u32).what()).flatten() {
+            Some((Kind::Plain, class)) => Some(class.shape().size as usize),
+            _ => None,
+        }
+    }
 }
 
 /// Gives a plain block or run of the calling thread's heap that nobody watches another size; it may move. Null: it is as it was,
@@ -402,16 +408,18 @@ pub unsafe fn resize_own(ptr: *mut u8, size: usize) -> *mut u8 {
     let slice = (offset / SLICE) as u32;
     // SAFETY: the heap is the thread's own and the slice below its limit; the caller gives the block up.
     unsafe {
+        if !is_checked(heap, slice as usize, ptr) && !has_way(heap, slice as usize, ptr) {
+            return null_mut();
+        }
         let span = heap.span(slice);
-        if !starts_block(heap, slice as usize, ptr) && way(heap, slice as usize, ptr) == Way::Long {
-            let grown = offset.is_multiple_of(SLICE) && size > MAX_SMALL && size <= MAX_RUN && span.is_plain_run();
+        let Some((Kind::Plain, class)) = span.what() else {
+            let grown = size > MAX_SMALL && size <= MAX_RUN && span.is_plain_run();
             if grown && runs::resize(heap, slice, size) {
                 span.size.store(size, Relaxed);
                 return ptr;
             }
             return null_mut();
-        }
-        let Some((Kind::Plain, class)) = span.what() else { return null_mut() };
+        };
         let usable = class.shape().size as usize;
         let freed = (*ptr.cast::<Block>()).mark == heap.mark() || class.is_medium() && !heap.is_live(offset);
         if freed || heap.aside.has(ptr as usize) || size > MAX_RUN {
@@ -444,10 +452,6 @@ pub unsafe fn resize_own(ptr: *mut u8, size: usize) -> *mut u8 {
 #[inline]
 pub unsafe fn free_others(ptr: *mut u8, large: bool) -> bool {
     let Some(own) = thread::own() else { return false };
-    // SAFETY: the thread's own heap; the caller gives the block up.
-    if unsafe { (*own.outbox.get()).add_again(ptr, &mut thread::relieve) } {
-        return true;
-    }
     let Some(entry) = page_map::get(ptr as usize) else { return false };
     let Some(heap) = span::heap_of(entry) else {
         // SAFETY: the thread's own heap; the caller gives the block up.

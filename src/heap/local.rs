@@ -11,6 +11,7 @@ use super::outbox::Outbox;
 use super::remote::Inbox;
 use super::slices::Slices;
 use super::span::Span;
+use super::way::Way;
 use crate::config;
 use crate::ds::Zeroed;
 use crate::os::vm;
@@ -36,7 +37,7 @@ pub const CHECKS: usize = HEADS + SLICES * size_of::<*mut Block>();
 /// See [`HEADS`].
 pub const WAYS: usize = CHECKS + SLICES * size_of::<Check>();
 /// See [`HEADS`].
-pub const SPANS: usize = WAYS + SLICES * size_of::<AtomicU32>();
+pub const SPANS: usize = WAYS + SLICES * size_of::<Way>();
 /// See [`HEADS`].
 pub const UNITS: usize = SPANS + SLICES * size_of::<Span>();
 /// Slices of a unit.
@@ -98,7 +99,7 @@ impl Kept {
     pub const NONE: Self = Self { number: 0, idle: false, start: 0, mapped: 0 };
 }
 
-/// A thread's heap. All zero is valid but for `bins`, whose lists end with the heap itself.
+/// A thread's heap. All zero is valid but for `bins`, whose lists end with the heap itself, and `magazines`.
 #[repr(C)]
 pub struct Heap {
     /// Always 0, which is no mark: lists end here.
@@ -107,6 +108,8 @@ pub struct Heap {
     pub limit: Cell<usize>,
     /// Free blocks to be given next, by size, and runs kept for reuse.
     pub bins: UnsafeCell<[Bin; BINS]>,
+    /// Free blocks of more than [`SMALL`] bytes to be given next.
+    pub magazines: Magazines,
     /// Slices that were ever put into the bins of runs, and that were ever taken from them: two counts, so that a run that is freed and
     /// given in turn does not wait for one.
     pub runs_kept: Cell<usize>,
@@ -144,8 +147,6 @@ pub struct Heap {
     pub outbox: UnsafeCell<Outbox>,
     /// What others free of this heap's blocks.
     pub inbox: Remote,
-    /// Free blocks of more than [`SMALL`] bytes to be given next.
-    pub magazines: Magazines,
 }
 
 /// Apart from the owner's own lines.
@@ -214,6 +215,7 @@ impl Heap {
             zero: 0,
             limit: Cell::new(0),
             bins: UnsafeCell::new([Bin(end); BINS]),
+            magazines: Magazines::none(own.cast::<*mut Block>().cast_mut()),
             runs_kept: Cell::new(0),
             runs_reused: Cell::new(0),
             kept_large: UnsafeCell::new([Kept::NONE; config::HEAP_KEPT_LARGE]),
@@ -232,7 +234,6 @@ impl Heap {
             next_idle: Cell::new(null()),
             outbox: UnsafeCell::new(Outbox::new()),
             inbox: Remote(Inbox::new(AtomicUsize::new(0))),
-            magazines: Magazines::new(),
         }
     }
 
@@ -296,15 +297,14 @@ impl Heap {
         unsafe { &*((self.window() + CHECKS + slice * size_of::<Check>()) as *const Check) }
     }
 
-    /// What `free` does with plain blocks where the check says 0: the class's magic where it puts them aside before it looks at them; above
-    /// [`SMALL`] bytes the class's [`Shape::open`](super::classes::Shape::open), which leads to its magazine; 0 sends it the long way.
+    /// What `free` asks where the check says 0.
     ///
     /// # Safety
     /// The slice is below `limit`.
     #[inline(always)]
-    pub unsafe fn way(&self, slice: usize) -> &'static AtomicU32 {
+    pub unsafe fn way(&self, slice: usize) -> &'static Way {
         // SAFETY: as for checks.
-        unsafe { &*((self.window() + WAYS + slice * size_of::<AtomicU32>()) as *const AtomicU32) }
+        unsafe { &*((self.window() + WAYS + slice * size_of::<Way>()) as *const Way) }
     }
 
     /// What is known of a slice.
@@ -346,7 +346,8 @@ impl Heap {
     #[inline(always)]
     pub fn run_bin(&self, slices: u32) -> *mut *mut Block {
         debug_assert!((1..=RUNS).contains(&(slices as usize)));
-        bin_of(self, SMALL + slices as usize * size_of::<Bin>())
+        // SAFETY: there are RUNS of them after those of sizes.
+        unsafe { self.bins.get().cast::<Bin>().add(SMALL / 16 + slices as usize).cast() }
     }
 
     /// Takes the first block of a list, if there is one; clears its mark.

@@ -3,8 +3,8 @@
 //! rest lies in the slices. What other threads free is marked on its way, like smaller blocks. Called by `fast.rs` and `refill.rs`.
 
 use super::block::Block;
-use super::classes::{Class, MAX_SMALL, OPEN, OPEN_CLASS, SHARED, SHARED_SHIFT, SLICE, SMALL};
-use super::local::{Heap, offset};
+use super::classes::{Class, MAX_SMALL, SLICE, SMALL};
+use super::local::{HEADS, Heap, RECORD, offset};
 use super::magazines::Magazine;
 use super::span::Kind;
 use super::{aside, corrupt, refill, thread};
@@ -66,22 +66,55 @@ fn with_bit(bits: u64, address: usize) -> u64 {
 /// Takes a block back. False, and nothing happens: it is free already.
 ///
 /// # Safety
-/// The caller owns the heap; a block starts there, of this slice, which is open this way, and the caller gives it up.
+/// The caller owns the heap; a plain block of more than 1 KiB starts there, of this slice and this class by its number among those, on its
+/// way from no other thread, and the caller gives it up.
 #[inline(always)]
-pub unsafe fn give_back(heap: *const Heap, slice: usize, ptr: *mut u8, way: u32) -> bool {
+pub unsafe fn give_back(heap: *const Heap, slice: usize, ptr: *mut u8, class: u32) -> bool {
     // SAFETY: the caller's promise.
     unsafe {
-        let live = (*heap).live(slice);
-        let before = live.load(Relaxed);
-        if !has_bit(before, ptr as usize) || way & SHARED != 0 && is_on_its_way(heap, ptr) {
+        if !end(heap, slice, ptr) {
             return false;
         }
-        live.store(before & !bit_of(ptr as usize), Relaxed);
         aside::ask_for(ptr.cast()); // it is what its class gives next
-        if !(*heap).magazines.of((way & !SHARED) >> OPEN_CLASS).push(ptr.cast()) {
+        if !(*heap).magazines.of(class).push(ptr.cast()) {
             overflow(ptr);
         }
         true
+    }
+}
+
+/// Makes a block no longer live. False: it was not.
+///
+/// # Safety
+/// As for [`give_back`].
+#[inline(always)]
+unsafe fn end(heap: *const Heap, slice: usize, ptr: *mut u8) -> bool {
+    // The compiler would make the bit and its complement for a question and a change that are one instruction.
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: changes the slice's word, which its owner alone writes.
+    unsafe {
+        core::arch::asm!(
+            "mov {bits}, qword ptr [{heap} + {slice}*8 + {heads}]",
+            "btr {bits}, {at}",
+            "jnc {no}",
+            "mov qword ptr [{heap} + {slice}*8 + {heads}], {bits}",
+            bits = out(reg) _,
+            heap = in(reg) heap,
+            slice = in(reg) slice,
+            at = in(reg) ptr as usize / SMALL,
+            heads = const HEADS - RECORD,
+            no = label { return false },
+            options(nostack),
+        );
+        true
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (live, bit) = ((*heap).live(slice), bit_of(ptr as usize));
+        let before = live.load(Relaxed);
+        live.store(before & !bit, Relaxed);
+        before & bit != 0
     }
 }
 
@@ -89,33 +122,10 @@ pub unsafe fn give_back(heap: *const Heap, slice: usize, ptr: *mut u8, way: u32)
 ///
 /// # Safety
 /// The caller owns the heap; a block starts there.
-#[cold]
-unsafe fn is_on_its_way(heap: *const Heap, ptr: *mut u8) -> bool {
+#[inline(always)]
+pub unsafe fn is_on_its_way(heap: *const Heap, ptr: *mut u8) -> bool {
     // SAFETY: the caller's promise.
     unsafe { (*ptr.cast::<Block>()).mark == heap as usize }
-}
-
-/// Is the block's bit there?
-#[inline(always)]
-fn has_bit(bits: u64, address: usize) -> bool {
-    // The compiler would make the bit and its complement for this question and the change that follows, each of which is one instruction.
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: calculates.
-    unsafe {
-        core::arch::asm!(
-            "bt {bits}, {at}",
-            "jnc {no}",
-            bits = in(reg) bits,
-            at = in(reg) address / SMALL,
-            no = label { return false },
-            options(nomem, nostack),
-        );
-        true
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        bits & bit_of(address) != 0
-    }
 }
 
 /// The magazine for this block is full, or there was none: half of it goes back to the slices, what was freed longest ago. Finds the heap
@@ -153,8 +163,9 @@ pub fn unload(heap: &Heap) {
     // Most short threads have none, and their pages stay untouched.
     if heap.has_magazines.replace(false) {
         for (class, magazine) in heap.magazines.all() {
-            magazine.limit.set(0);
-            magazine.take_oldest(0, |block| return_to_slice(heap, class, block));
+            magazine.set_limit(0);
+            // SAFETY: the heap is no stand-in.
+            unsafe { magazine.take_oldest(0, |block| return_to_slice(heap, class, block)) };
         }
     }
 }
@@ -163,10 +174,10 @@ pub fn unload(heap: &Heap) {
 ///
 /// # Safety
 /// The caller owns the heap; the class is one of more than 1 KiB.
-unsafe fn opened(heap: &Heap, class: Class) -> &Magazine {
+unsafe fn opened(heap: &Heap, class: Class) -> Magazine<'_> {
     // SAFETY: the caller's promise.
     let magazine = unsafe { heap.magazines.of(class.medium()) };
-    magazine.limit.set(class.magazine());
+    magazine.set_limit(class.magazine());
     heap.has_magazines.set(true);
     magazine
 }
@@ -191,7 +202,7 @@ pub unsafe fn take(heap: &Heap, class: Class) -> (*mut u8, bool) {
             return (give(heap, block), zero); // the spare one, which takes nothing from its magazines
         }
         let (slice, magazine) = (heap.current(class).get(), opened(heap, class));
-        while slice != 0 && magazine.count.get() < class.magazine() / 2 {
+        while slice != 0 && magazine.count() < class.magazine() / 2 {
             let Some(more) = refill::take_from(heap, slice, class) else { break };
             magazine.push(more);
         }
@@ -237,25 +248,5 @@ impl Heap {
     pub unsafe fn is_live(&self, at: usize) -> bool {
         // SAFETY: the caller's promise.
         unsafe { self.live(at / SLICE) }.load(Relaxed) & bit_of(at) != 0
-    }
-
-    /// Another thread begins a list of blocks of this slice that it frees: until the owner has it, its `free` has to look whether a block
-    /// is on such a list.
-    pub fn share(&self, slice: u32) {
-        self.count_lists(slice, |lists| lists + 1);
-    }
-
-    /// The owner has such a list.
-    pub fn unshare(&self, slice: u32) {
-        self.count_lists(slice, |lists| lists.saturating_sub(1));
-    }
-
-    fn count_lists(&self, slice: u32, change: impl Fn(u32) -> u32) {
-        let change = |way: u32| {
-            let lists = (way & SHARED) >> SHARED_SHIFT;
-            (way & OPEN != 0 && way & SHARED != SHARED).then(|| way & !SHARED | change(lists) << SHARED_SHIFT)
-        };
-        // SAFETY: a block lies there. Where the slice is closed every free looks.
-        let _ = unsafe { self.way(slice as usize) }.fetch_update(Relaxed, Relaxed, change);
     }
 }

@@ -30,17 +30,19 @@ mod runs;
 mod slices;
 mod span;
 mod thread;
+mod way;
 mod window;
 
 use crate::ds::page_map::{self, Entry, Tag};
 use crate::error::Error;
 use crate::fail;
 use crate::monitor::account::{self, Holder};
-use classes::{Class, MAX_RUN, SLICE};
+use classes::{Class, SLICE};
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::Ordering;
 use span::{Kind, Place, State};
 
+pub use classes::MAX_RUN;
 pub use fast::{
     at_hand, at_hand_aligned, free_or, free_others, free_own, malloc, malloc_at_length, malloc_or, malloc_slow, refilled,
     resize_own, usable_own,

@@ -1,5 +1,5 @@
 //! What a thread frees of other heaps' blocks: gathered by slice in a small ring, so that a heap gets lists instead of blocks, and
-//! handed over a few lists at a time. Called by `thread.rs`; touched by its thread alone.
+//! handed over a few lists at a time. Called by `fast.rs` and `thread.rs`; touched by its thread alone.
 
 use super::block::{Block, Messages};
 use super::classes::{Class, SLICE};
@@ -14,12 +14,15 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 const RING: usize = 16;
 /// Heaps gathered for at a time.
 const TARGETS: usize = 4;
-/// Blocks in one message at most: a producer waits for them.
-const MOST_BLOCKS: u32 = 128;
+/// Blocks in one message at most: what is gathered is memory that nobody can use.
+const MOST_BLOCKS: u32 = 32;
 /// Messages that are handed over at once.
 const MOST_MESSAGES: u32 = 16;
+/// Blocks that are handed over at once, a little more at most: a producer waits for them.
+const ENOUGH: u32 = 128;
 
 /// Freed blocks of one slice.
+#[repr(align(64))]
 struct Gathered {
     /// The slice's number in the address space; 0 = nothing.
     slice: usize,
@@ -30,13 +33,14 @@ struct Gathered {
     magic: u32,
     /// Plain blocks of more than 1 KiB: which of the slice are live.
     live: *const AtomicU64,
-    count: u32,
+    /// How many more may come.
+    left: u32,
     first: *mut Block,
     last: *mut Block,
 }
 
 const NOTHING: Gathered =
-    Gathered { slice: 0, heap: null(), span: null(), magic: 0, live: null(), count: 0, first: null_mut(), last: null_mut() };
+    Gathered { slice: 0, heap: null(), span: null(), magic: 0, live: null(), left: 0, first: null_mut(), last: null_mut() };
 
 /// Messages for one heap.
 struct Parcel {
@@ -44,6 +48,7 @@ struct Parcel {
     first: usize,
     last: usize,
     messages: u32,
+    blocks: u32,
 }
 
 /// All zero: nothing on its way.
@@ -55,16 +60,20 @@ pub struct Outbox {
 impl Outbox {
     /// Nothing on its way.
     pub const fn new() -> Self {
-        Self { ring: [NOTHING; RING], parcels: [const { Parcel { heap: null(), first: 0, last: 0, messages: 0 } }; TARGETS] }
+        Self {
+            ring: [NOTHING; RING],
+            parcels: [const { Parcel { heap: null(), first: 0, last: 0, messages: 0, blocks: 0 } }; TARGETS],
+        }
     }
 
     /// Adds a plain block that its user gave up, if others of its slice are here already: nothing has to be looked up. False, and
-    /// nothing happens: there are none, it is no block's start, freed already, or somebody watches.
+    /// nothing happens: there are none, it is no block's start, freed already, or somebody watches. `full` where they are enough for a
+    /// message: [`hand_over`](Self::hand_over).
     ///
     /// # Safety
     /// If it is a live block, nobody uses it.
     #[inline(always)]
-    pub unsafe fn add_again(&mut self, ptr: *mut u8, post: &mut dyn FnMut(&'static Heap)) -> bool {
+    pub unsafe fn add_again(&mut self, ptr: *mut u8, full: impl FnOnce(*mut u8)) -> bool {
         let slice = ptr as usize / SLICE;
         let Some(gathered) = self.ring.get_mut(slice % RING).filter(|gathered| gathered.slice == slice) else { return false };
         let starts = u32::from(ptr as u16).wrapping_mul(gathered.magic) < gathered.magic;
@@ -77,19 +86,16 @@ impl Outbox {
         if unsafe { gathered.live.as_ref() }.is_some_and(|live| live.load(Relaxed) & bit_of(ptr as usize) == 0) {
             return false;
         }
-        self.join(slice, block, post);
+        // SAFETY: the caller gave it up.
+        if unsafe { gathered.join(block) } == 0 {
+            full(ptr);
+        }
         true
     }
 
-    /// Puts a block to those of its slice.
-    #[inline(always)]
-    fn join(&mut self, slice: usize, block: *mut Block, post: &mut dyn FnMut(&'static Heap)) {
-        let Some(gathered) = self.ring.get_mut(slice % RING) else { return };
-        // SAFETY: the callers' promise: the block is free and ours.
-        unsafe { *block = Block { mark: gathered.heap as usize, next: gathered.first } };
-        gathered.first = block;
-        gathered.count += 1;
-        if gathered.count >= MOST_BLOCKS {
+    /// Hands over what was gathered of the slice around `ptr`.
+    pub fn hand_over(&mut self, ptr: *mut u8, post: &mut dyn FnMut(&'static Heap)) {
+        if let Some(gathered) = self.ring.get_mut(ptr as usize / SLICE % RING) {
             let full = core::mem::replace(gathered, NOTHING);
             self.send(full, post);
         }
@@ -111,11 +117,15 @@ impl Outbox {
         let slice = block as usize / SLICE;
         let Some(gathered) = self.ring.get_mut(slice % RING) else { return };
         if gathered.slice == slice {
-            return self.join(slice, block, post);
+            // SAFETY: the caller's promise.
+            if unsafe { gathered.join(block) } == 0 {
+                self.hand_over(block.cast(), post);
+            }
+            return;
         }
         // SAFETY: the caller's promise.
         unsafe { (*block).mark = heap.mark() };
-        let mut fresh = Gathered { slice, heap, count: 1, first: block, last: block, ..NOTHING };
+        let mut fresh = Gathered { slice, heap, left: MOST_BLOCKS - 1, first: block, last: block, ..NOTHING };
         if let Some((span, class)) = plain {
             (fresh.span, fresh.magic) = (span, class.shape().magic);
             if class.is_medium() {
@@ -124,7 +134,8 @@ impl Outbox {
             }
         }
         if plain.is_none_or(|(_, class)| class.is_medium()) {
-            heap.share(heap.slice_of(block as usize));
+            // SAFETY: the slice has blocks.
+            unsafe { heap.way(heap.slice_of(block as usize) as usize) }.share();
         }
         let old = core::mem::replace(gathered, fresh);
         self.send(old, post);
@@ -150,7 +161,8 @@ impl Outbox {
             parcel.heap = gathered.heap;
         }
         // SAFETY: we hold the blocks, which are marked.
-        unsafe { Messages::seal(gathered.first, gathered.last, gathered.count) };
+        let count = MOST_BLOCKS - gathered.left;
+        unsafe { Messages::seal(gathered.first, gathered.last, count) };
         let message = gathered.last as usize;
         Messages.set(message, parcel.first);
         if parcel.first == 0 {
@@ -158,9 +170,25 @@ impl Outbox {
         }
         parcel.first = message;
         parcel.messages += 1;
-        if parcel.messages >= MOST_MESSAGES || gathered.count >= MOST_BLOCKS {
+        parcel.blocks += count;
+        if parcel.messages >= MOST_MESSAGES || parcel.blocks >= ENOUGH {
             parcel.post(post);
         }
+    }
+}
+
+impl Gathered {
+    /// Puts a block to those of its slice. How many more may come.
+    ///
+    /// # Safety
+    /// The block is free and the caller's.
+    #[inline(always)]
+    unsafe fn join(&mut self, block: *mut Block) -> u32 {
+        // SAFETY: the caller's promise.
+        unsafe { *block = Block { mark: self.heap as usize, next: self.first } };
+        self.first = block;
+        self.left -= 1;
+        self.left
     }
 }
 
@@ -171,6 +199,6 @@ impl Parcel {
         if heap.inbox.0.push(self.first, self.last, &Messages) {
             post(heap);
         }
-        (self.first, self.last, self.messages) = (0, 0, 0);
+        (self.first, self.last, self.messages, self.blocks) = (0, 0, 0, 0);
     }
 }

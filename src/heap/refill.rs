@@ -2,7 +2,7 @@
 //! blocks go that cannot simply be put into their slice's list. Called by the heap's owner alone.
 
 use super::block::{Block, Messages};
-use super::classes::{COUNT, Class, SHARED, SLICE, SMALL};
+use super::classes::{COUNT, Class, SLICE, SMALL};
 use super::local::{Bin, Check, Heap, List, offset};
 use super::remote::{END, Links};
 use super::slices::For;
@@ -262,19 +262,16 @@ fn open_to_free(heap: &Heap, slice: u32, class: Class, aside: bool) {
     // SAFETY: a slice of the heap, which the caller owns.
     unsafe {
         let (check, way, shape) = (heap.check(slice as usize), heap.way(slice as usize), class.shape());
-        let shared = if class.is_medium() { SHARED } else { 0 };
-        let (to_check, to_way) = if aside {
-            (0, shape.magic)
-        } else if class.is_medium() {
-            (0, shape.open)
-        } else {
-            (shape.magic, 0)
-        };
-        if check.magic.load(Relaxed) == to_check && way.load(Relaxed) | shared == to_way | shared {
-            return;
+        let (to_check, to_way) = if aside || class.is_medium() { (0, shape.magic) } else { (shape.magic, 0) };
+        if check.magic.load(Relaxed) == to_check && way.magic.load(Relaxed) == to_way {
+            return; // as it is: what is on its way to the slice is counted
         }
         check.magic.store(to_check, Relaxed);
-        way.store(to_way, Relaxed);
+        if to_way == 0 {
+            way.close();
+        } else {
+            way.open(class);
+        }
         fence(SeqCst); // either this sees the watch or the watch closes what was opened
         if heap.span(slice).watched.load(Relaxed) {
             close_to_free(heap, slice);
@@ -288,7 +285,7 @@ unsafe fn close_to_free(heap: &Heap, slice: u32) {
     // SAFETY: the caller's promise.
     unsafe {
         heap.check(slice as usize).magic.store(0, Relaxed);
-        heap.way(slice as usize).store(0, Relaxed);
+        heap.way(slice as usize).close();
     }
 }
 
@@ -436,7 +433,7 @@ pub fn collect(heap: &Heap, mut message: usize) {
                 Some((Kind::Run, _)) => runs::put(heap, slice, last),
                 Some((_, class)) => {
                     if class.is_medium() {
-                        heap.unshare(slice);
+                        heap.way(slice as usize).unshare();
                     }
                     put_list(heap, slice, first, last, count);
                 }

@@ -35,6 +35,8 @@ pub unsafe fn take(heap: &Heap, size: usize, tag: u8, room: bool) -> (*mut u8, b
     let span = unsafe { heap.span(taken.slice) };
     span.begin_run(count, bin_offset(heap, count));
     span.give_run(size, tag);
+    // SAFETY: as above.
+    unsafe { heap.way(taken.slice as usize) }.open_run();
     (heap.start_of(taken.slice) as *mut u8, taken.zero)
 }
 
@@ -78,11 +80,23 @@ fn part(heap: &Heap, slice: u32, from: u32, to: u32) {
     }
 }
 
-/// Takes back a run whose user gave it up.
+/// Takes back a run whose user gave it up, watched or not.
 ///
 /// # Safety
 /// The caller owns the heap; the slice is the first of a run whose `block` is freed and that nobody uses.
 pub unsafe fn put(heap: &Heap, slice: u32, block: *mut Block) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        heap.span(slice).watched.store(false, Relaxed);
+        heap.way(slice as usize).open_run();
+        keep(heap, slice, block);
+    }
+}
+
+/// # Safety
+/// As for [`put`]; nobody watches the run.
+#[inline(always)]
+unsafe fn keep(heap: &Heap, slice: u32, block: *mut Block) {
     // SAFETY: the caller's promise.
     let span = unsafe { heap.span(slice) };
     let count = span.slices.load(Relaxed);
@@ -91,9 +105,40 @@ pub unsafe fn put(heap: &Heap, slice: u32, block: *mut Block) {
         // SAFETY: as above.
         unsafe { heap.push((heap.mark() + span.bin.get() as usize) as *mut *mut Block, block) };
     } else {
-        give_up(heap, slice, count);
-        refill::look_around(heap);
+        give_up_one(heap, slice, count);
     }
+}
+
+#[inline(never)]
+fn give_up_one(heap: &Heap, slice: u32, count: u32) {
+    give_up(heap, slice, count);
+    refill::look_around(heap);
+}
+
+/// Takes back a plain run. False, and nothing happens: it is free already, or not plain.
+///
+/// # Safety
+/// The caller owns the heap; the slice is the first of a run, which nobody watches, and the caller gives it up.
+#[inline(always)]
+pub unsafe fn end(heap: *const Heap, slice: usize, block: *mut Block) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let live = (*heap).span(slice as u32).end_run();
+        if live {
+            keep_ended(block, heap, slice);
+        }
+        live
+    }
+}
+
+/// [`keep`], with the block where `free` has it.
+///
+/// # Safety
+/// As for [`keep`].
+#[inline(never)]
+unsafe fn keep_ended(block: *mut Block, heap: *const Heap, slice: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { keep(&*heap, slice as u32, block) };
 }
 
 /// Slices in the bins of runs.
@@ -107,6 +152,8 @@ fn bin_offset(heap: &Heap, count: u32) -> u32 {
 }
 
 fn give_up(heap: &Heap, slice: u32, count: u32) {
+    // SAFETY: the first slice of a run that nobody uses.
+    unsafe { heap.way(slice as usize) }.close();
     part(heap, slice, 0, count);
     heap.release_slices(slice, count);
 }

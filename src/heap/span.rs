@@ -4,7 +4,7 @@
 
 use super::OWNED_TAG;
 use super::block::Block;
-use super::classes::{Class, INLINE_SIDE, SLICE, Shape};
+use super::classes::{Class, INLINE_SIDE, SLICE, SMALL, Shape};
 use super::local::Heap;
 use crate::ds::Zeroed;
 use crate::ds::page_map::{Entry, Tag};
@@ -199,7 +199,7 @@ impl Place {
     /// by the slice's bits.
     #[inline]
     fn is_free(&self) -> bool {
-        let medium = self.shape.is_some_and(|shape| shape.open != 0);
+        let medium = self.shape.is_some_and(|shape| shape.size > SMALL as u32);
         // SAFETY: a slice with blocks.
         if medium && !unsafe { self.heap.is_live(self.start - self.heap.window()) } {
             return true;
@@ -240,7 +240,7 @@ impl Place {
         // SAFETY: the page map led here, so the slice is of a mapped unit.
         unsafe {
             self.heap.check(self.slice as usize).magic.store(0, Ordering::Relaxed);
-            self.heap.way(self.slice as usize).store(0, Ordering::Relaxed);
+            self.heap.way(self.slice as usize).close();
         }
     }
 
@@ -296,19 +296,18 @@ impl Span {
 
     /// The run's block is live from now on.
     pub fn give_run(&self, size: usize, tag: u8) {
-        self.watched.store(false, Ordering::Relaxed);
         self.size.store(size, Ordering::Relaxed);
         self.state.store(LIVE | tag, Ordering::Release);
     }
 
-    /// Does a live plain run start here that nobody watches? (The state is that of a live block in runs alone.)
+    /// Does a live plain run start here? (The state is that of a live block in runs alone.)
     #[inline]
     pub fn is_plain_run(&self) -> bool {
-        self.state.load(Ordering::Relaxed) == LIVE | PLAIN_TAG && !self.watched.load(Ordering::Relaxed)
+        self.state.load(Ordering::Relaxed) == LIVE | PLAIN_TAG
     }
 
-    /// Ends the plain run that starts here, if there is a live one that nobody watches; what another thread does with the same
-    /// block at the same time is a mistake that may go unseen.
+    /// Ends the plain run that starts here, if there is a live one; what another thread does with the same block at the same time is a
+    /// mistake that may go unseen.
     #[inline]
     pub fn end_run(&self) -> bool {
         let live = self.is_plain_run();

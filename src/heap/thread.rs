@@ -336,7 +336,7 @@ pub fn send(heap: &'static Heap, block: *mut Block) {
     unsafe {
         (*block).mark = heap.mark();
         Messages::seal(block, block, 1);
-        heap.share(heap.slice_of(block as usize));
+        heap.way(heap.slice_of(block as usize) as usize).share();
     }
     Messages.set(block as usize, END);
     if heap.inbox.0.push(block as usize, block as usize, &Messages) {

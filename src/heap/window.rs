@@ -8,10 +8,10 @@ use super::local::{
 use super::numa;
 use super::slices::Unit;
 use super::span::Span;
+use super::way::Way;
 use crate::config;
 use crate::ds::page_map::{self, Entry, Tag};
 use crate::os::{random, vm};
-use core::sync::atomic::AtomicU32;
 
 /// Where the first window may start, with the room for a random start and how many wide windows fit: the first place where nothing
 /// is. The others are for tools that hold much of the address space: valgrind all above 16 TiB, ThreadSanitizer 1 to 32 TiB.
@@ -77,6 +77,7 @@ impl Windows {
 fn prepare(heap: &'static Heap, most: u32) {
     // SAFETY: they are the new heap's, which nobody else knows yet.
     unsafe { *heap.bins.get() = [Bin(heap.end()); BINS] };
+    heap.magazines.lay(heap);
     heap.slices.open(most);
 }
 
@@ -85,7 +86,7 @@ fn map_entries(base: usize, first: usize, end: usize) -> bool {
     let part = |offset: usize, size: usize| (base + offset + first * size, (end - first) * size);
     let units = if first == 0 { (base + UNITS, WINDOW / vm::HUGE * size_of::<Unit>()) } else { (0, 0) };
     let heads = if first == 0 { (base, HEADS + end * size_of::<usize>()) } else { part(HEADS, size_of::<usize>()) };
-    let ways = part(WAYS, size_of::<AtomicU32>());
+    let ways = part(WAYS, size_of::<Way>());
     let parts = [heads, part(CHECKS, size_of::<Check>()), ways, part(SPANS, size_of::<Span>()), units];
     for (done, (start, bytes)) in parts.iter().enumerate() {
         if *bytes > 0 && vm::map_at(*start, vm::round_up(*bytes, vm::PAGE)).is_err() {
