@@ -4,6 +4,7 @@
 
 mod memory;
 mod operations;
+mod ordered;
 mod plain;
 mod threads;
 
