@@ -59,7 +59,7 @@ settings! {
     /// Bytes of free heap pages kept for reuse, or a quarter of what is in use if that is more; the rest goes back to the kernel at once. More are kept while what went back is soon needed again.
     HEAP_CACHE = "heap_cache", c"QMEM_HEAP_CACHE", Bytes, default 40 << 20, 1 << 16 => usize::MAX >> 1;
     /// Bytes in use of a thread's heap from which on its small blocks are put into huge pages, while no budget is set.
-    HEAP_HUGE = "heap_huge", c"QMEM_HEAP_HUGE", Bytes, default 12 << 20, 1 => usize::MAX >> 1;
+    HEAP_HUGE = "heap_huge", c"QMEM_HEAP_HUGE", Bytes, default 64 << 20, 1 => usize::MAX >> 1;
     /// Bytes from which on a new block of the heap is put into huge pages. Of large blocks programs often touch little, of very large ones seldom.
     HEAP_HUGE_LARGE = "heap_huge_large", c"QMEM_HEAP_HUGE_LARGE", Bytes, default 64 << 20, 1 => usize::MAX >> 1;
     /// Milliseconds after which free heap pages that were not needed go back to the kernel.
@@ -207,8 +207,29 @@ pub fn environment(name: &CStr) -> Option<&'static CStr> {
     Some(unsafe { CStr::from_ptr(value) }).filter(|v| !v.is_empty())
 }
 
+/// Is there a variable that may be a setting? Where there is none, as in most programs, their names stay untouched.
+fn is_set() -> bool {
+    unsafe extern "C" {
+        static environ: *const *const u8;
+    }
+    // SAFETY: as for getenv; null, or pointers to strings up to a null one.
+    unsafe {
+        let mut next = environ;
+        while !next.is_null() && !(*next).is_null() {
+            if CStr::from_ptr((*next).cast()).to_bytes().starts_with(b"QMEM_") {
+                return true;
+            }
+            next = next.add(1);
+        }
+    }
+    false
+}
+
 /// Reads every setting from the environment. The first bad one is the error; the others keep their values.
 pub fn load() -> Result<(), Error> {
+    if !is_set() {
+        return Ok(());
+    }
     for setting in SETTINGS {
         let Some(text) = environment(setting.env) else { continue };
         let name = setting.env.to_str().unwrap_or("?");

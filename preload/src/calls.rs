@@ -16,21 +16,25 @@ use qmem::paged::{self, Hold};
 
 /// libc's own function behind a wrapper.
 pub struct Own {
-    name: &'static CStr,
+    /// In place: read when the program starts, and strings elsewhere would have their pages in every process.
+    name: [u8; 16],
     found: AtomicPtr<c_void>,
 }
 
 impl Own {
     /// Not looked up yet.
     pub const fn new(name: &'static CStr) -> Self {
-        Self { name, found: AtomicPtr::new(core::ptr::null_mut()) }
+        let (bytes, mut own) = (name.to_bytes_with_nul(), [0; 16]);
+        own.split_at_mut(bytes.len()).0.copy_from_slice(bytes);
+        Self { name: own, found: AtomicPtr::new(core::ptr::null_mut()) }
     }
 
     /// Looks it up. At the start: later the dynamic linker's lock may be held by a thread that waits for the one that asks.
     pub fn look_up(&self) -> *mut c_void {
         let mut found = self.found.load(Relaxed);
         if found.is_null() {
-            found = next::symbol(self.name).unwrap_or(core::ptr::null_mut());
+            let name = CStr::from_bytes_until_nul(&self.name).ok();
+            found = name.and_then(next::symbol).unwrap_or(core::ptr::null_mut());
             self.found.store(found, Relaxed);
         }
         found

@@ -29,7 +29,7 @@ pub const WINDOW: usize = SLICES * SLICE;
 pub const NARROW: usize = SLICES_AT_FIRST * SLICE;
 /// Offset of the record: its address, and so the mark of free blocks, has in its second byte what few data have. That byte alone is
 /// what `free` reads of a block first: a whole word would have to wait for the parts of it that the program has just written.
-pub const RECORD: usize = 0xa700;
+pub const RECORD: usize = 0xa600;
 /// Offsets of the arrays from the window's start: list heads, checks, ways, spans, units.
 pub const HEADS: usize = SLICE;
 /// See [`HEADS`].

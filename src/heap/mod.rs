@@ -2,9 +2,9 @@
 //!
 //! Each thread has a heap (`local.rs`) in a window of address space of its own (`window.rs`), cut into slices of 64 KiB
 //! (`slices.rs`). Blocks up to 32 KiB come in classes (`classes.rs`), a slice for each; up to 1 MiB in runs of slices (`runs.rs`);
-//! larger ones are mapped on their own (`large.rs`). `fast.rs` is what every block takes (`aside.rs`: where it is cold; `medium.rs`: above
-//! 1 KiB, from `magazines.rs`), `refill.rs` what stands behind it; what others free comes back in lists through an inbox (`outbox.rs`,
-//! `remote.rs`, `thread.rs`).
+//! larger ones are mapped on their own (`large.rs`). `fast.rs` is what every block takes (`way.rs`: how, where it is none of the usual
+//! ones; `aside.rs`: where it is cold; `medium.rs`: above 1 KiB, from `magazines.rs`), `refill.rs` what stands behind it; what others
+//! free comes back in lists through an inbox (`outbox.rs`, `remote.rs`, `thread.rs`).
 //! Plain blocks (`malloc`) carry nothing; described ones (`allocate`) have their tag and size beside them (`span.rs`), so that
 //! they can be enumerated and a stale pointer is never believed.
 //! Never allocates elsewhere, never panics; a corrupt heap ends the process (`corrupt.rs`).

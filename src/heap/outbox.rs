@@ -160,8 +160,8 @@ impl Outbox {
             parcel.post(post);
             parcel.heap = gathered.heap;
         }
-        // SAFETY: we hold the blocks, which are marked.
         let count = MOST_BLOCKS - gathered.left;
+        // SAFETY: we hold the blocks, which are marked.
         unsafe { Messages::seal(gathered.first, gathered.last, count) };
         let message = gathered.last as usize;
         Messages.set(message, parcel.first);

@@ -87,14 +87,13 @@ fn part(heap: &Heap, slice: u32, from: u32, to: u32) {
 pub unsafe fn put(heap: &Heap, slice: u32, block: *mut Block) {
     // SAFETY: the caller's promise.
     unsafe {
-        heap.span(slice).watched.store(false, Relaxed);
-        heap.way(slice as usize).open_run();
+        heap.way(slice as usize).open_run(); // whoever watched has closed it
         keep(heap, slice, block);
     }
 }
 
 /// # Safety
-/// As for [`put`]; nobody watches the run.
+/// As for [`put`]; the run's way is open.
 #[inline(always)]
 unsafe fn keep(heap: &Heap, slice: u32, block: *mut Block) {
     // SAFETY: the caller's promise.

@@ -64,7 +64,7 @@ pub struct Span {
     pub stand: Cell<Stand>,
     /// Its pages were zero when it was made.
     pub fresh: Cell<bool>,
-    /// Somebody wants to know when a block is freed: `free` goes the long way, which tells.
+    /// Plain blocks: somebody wants to know when one is freed; `free` goes the long way, which tells.
     pub watched: AtomicBool,
     /// While it has no block to give: how many must come back before it does.
     pub wake: Cell<u32>,
@@ -283,7 +283,6 @@ impl Span {
     /// Makes this slice the first of a run of `slices`.
     pub fn begin_run(&self, slices: u32, bin: u32) {
         self.state.store(NEVER, Ordering::Relaxed);
-        self.watched.store(false, Ordering::Relaxed);
         self.slices.store(slices, Ordering::Relaxed);
         self.bin.set(bin);
         self.set(RUN, 0);
