@@ -8,6 +8,7 @@
 use super::block::Block;
 use super::classes::{Class, MAX_RUN, MAX_SMALL, SLICE, SMALL};
 use super::local::{CHECKS, Check, Heap, RECORD, WAYS, bin_of, offset};
+use super::outbox::Outbox;
 use super::span::{self, Kind, PLAIN_TAG, Place};
 use super::thread;
 use super::way::{Hold, Way};
@@ -272,8 +273,8 @@ pub unsafe fn free_or(ptr: *mut u8, slow: impl FnOnce(*mut u8)) {
             } else if has_way(heap, slice, ptr) && go_way(heap, slice, ptr) {
                 return;
             }
-        } else if (*(*heap).outbox.get()).add_again(ptr, hand_over) {
-            return; // a stand-in has gathered nothing
+        } else if Outbox::add_again((*heap).outbox.get(), ptr, hand_over) {
+            return;
         }
     }
     slow(ptr);

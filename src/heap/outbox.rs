@@ -71,15 +71,21 @@ impl Outbox {
     /// message: [`hand_over`](Self::hand_over).
     ///
     /// # Safety
-    /// If it is a live block, nobody uses it.
+    /// The outbox is the calling thread's heap's, or a stand-in's, in which there is nothing for ever. If it is a live block, nobody uses it.
     #[inline(always)]
-    pub unsafe fn add_again(&mut self, ptr: *mut u8, full: impl FnOnce(*mut u8)) -> bool {
-        let slice = ptr as usize / SLICE;
-        let Some(gathered) = self.ring.get_mut(slice % RING).filter(|gathered| gathered.slice == slice) else { return false };
-        let starts = u32::from(ptr as u16).wrapping_mul(gathered.magic) < gathered.magic;
-        let block = ptr.cast::<Block>();
+    pub unsafe fn add_again(outbox: *mut Self, ptr: *mut u8, full: impl FnOnce(*mut u8)) -> bool {
+        let (slice, block) = (ptr as usize / SLICE, ptr.cast::<Block>());
+        // SAFETY: the index is below RING. What is many threads' is only read: no block starts where nothing was gathered.
+        let gathered = unsafe {
+            let place = (&raw mut (*outbox).ring).cast::<Gathered>().add(slice % RING);
+            let magic = (*place).magic;
+            if (*place).slice != slice || u32::from(ptr as u16).wrapping_mul(magic) >= magic {
+                return false;
+            }
+            &mut *place
+        };
         // SAFETY: where blocks start, there is a span; and the block is mapped memory of a heap.
-        if !starts || unsafe { (*gathered.span).watched.load(Relaxed) || (*block).mark == gathered.heap as usize } {
+        if unsafe { (*gathered.span).watched.load(Relaxed) || (*block).mark == gathered.heap as usize } {
             return false;
         }
         // SAFETY: the entries of slices with blocks are mapped for ever.
