@@ -1,5 +1,5 @@
 //! Every interleaving of a heap's inbox: senders, an owner that takes, one that ends, one that begins.
-//! Run: `RUSTFLAGS="--cfg loom" cargo test --release --test loom_remote`. Without `--cfg loom` this file is empty.
+//! Run: `make test`, or `RUSTFLAGS="--cfg loom" cargo test --profile quick --test loom_remote`. Without `--cfg loom` this file is empty.
 #![allow(clippy::undocumented_unsafe_blocks)] // loom checks every access
 #![cfg(loom)]
 
