@@ -1,5 +1,5 @@
 //! Every interleaving of a magazine's claim: its thread takes and returns blocks and goes round it where it is taken; others collect.
-//! Run: `RUSTFLAGS="--cfg loom" cargo test --profile quick --test loom_pool`. Without `--cfg loom` this file is empty.
+//! Run: `make test`, or `RUSTFLAGS="--cfg loom" cargo test --profile quick --test loom_pool`. Without `--cfg loom` this file is empty.
 #![allow(clippy::undocumented_unsafe_blocks)] // loom checks every access
 #![cfg(loom)]
 

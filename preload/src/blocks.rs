@@ -88,7 +88,7 @@ fn malloc_large(size: usize) -> *mut u8 {
     if block.is_null() { malloc_at_length(size) } else { block }
 }
 
-/// [`malloc`] above 1 MiB.
+/// [`malloc`] above 1 MiB: apart, so that the ones before it keep nothing over a call.
 #[inline(never)]
 fn malloc_mapped(size: usize) -> *mut u8 {
     let block = ready(size);
